@@ -1,0 +1,149 @@
+package nestbox
+
+import (
+	"fmt"
+	"regexp"
+	"slices"
+	"time"
+)
+
+// Capsule is one isolated Linux environment, as the control plane knows it.
+type Capsule struct {
+	ID           string
+	TeamID       string
+	HostID       string
+	Template     string
+	State        CapsuleState
+	Reason       string // why it is in State, when that needs saying: "sandbox died: …"
+	Resources    Resources
+	TimeoutSec   int // inactivity limit in seconds; 0 = never
+	Metadata     map[string]string
+	CreatedAt    time.Time
+	StartedAt    time.Time // zero until it first ran
+	LastActiveAt time.Time
+	UpdatedAt    time.Time
+}
+
+// Resources are the limits of a capsule. All are always set.
+type Resources struct {
+	VCPUs    int
+	MemoryMB int // MiB
+	DiskMB   int // MiB of the writable layer
+	PidsMax  int // processes and threads inside the capsule
+}
+
+// DefaultResources are what a capsule gets when nothing else was asked for.
+var DefaultResources = Resources{VCPUs: 1, MemoryMB: 512, DiskMB: 5120, PidsMax: 4096}
+
+// Bounds of what can be asked for.
+const (
+	MaxVCPUs      = 64
+	MinMemoryMB   = 64
+	MaxMemoryMB   = 256 << 10
+	MinDiskMB     = 16
+	MaxDiskMB     = 1 << 20
+	MinPids       = 32
+	MaxPids       = 1 << 16
+	MaxMetadata   = 64      // entries
+	MaxTimeoutSec = 1 << 31 // about 68 years
+)
+
+// WithDefaults replaces values that are zero or negative.
+func (r Resources) WithDefaults() Resources {
+	or := func(v, def int) int {
+		if v <= 0 {
+			return def
+		}
+		return v
+	}
+	d := DefaultResources
+	return Resources{or(r.VCPUs, d.VCPUs), or(r.MemoryMB, d.MemoryMB), or(r.DiskMB, d.DiskMB), or(r.PidsMax, d.PidsMax)}
+}
+
+// Validate reports the first value that is out of bounds, as CodeInvalid.
+func (r Resources) Validate() error {
+	for _, c := range []struct {
+		name           string
+		v, least, most int
+	}{
+		{"vcpus", r.VCPUs, 1, MaxVCPUs},
+		{"memory_mb", r.MemoryMB, MinMemoryMB, MaxMemoryMB},
+		{"disk_mb", r.DiskMB, MinDiskMB, MaxDiskMB},
+		{"pids_max", r.PidsMax, MinPids, MaxPids},
+	} {
+		if c.v < c.least || c.v > c.most {
+			return Errorf(CodeInvalid, "%s must be between %d and %d, not %d", c.name, c.least, c.most, c.v)
+		}
+	}
+	return nil
+}
+
+// TemplateMinimal is the name of the template that is built in.
+const TemplateMinimal = "minimal"
+
+var templateName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}$`)
+
+// ValidTemplateName reports whether s can name a template.
+func ValidTemplateName(s string) bool { return templateName.MatchString(s) }
+
+// CapsuleState is where a capsule is in its life. The values are those of
+// Wrenn's API; StateStopping is shown there as "stopped".
+type CapsuleState string
+
+// The states.
+const (
+	StateStarting CapsuleState = "starting"
+	StateRunning  CapsuleState = "running"
+	StateStopping CapsuleState = "stopping"
+	StateStopped  CapsuleState = "stopped" // final
+	StateMissing  CapsuleState = "missing" // its host does not answer
+	StateError    CapsuleState = "error"   // its sandbox could not start, or died
+)
+
+// Trigger is what moves a capsule from one state to another.
+type Trigger string
+
+// The triggers.
+const (
+	TriggerStarted   Trigger = "started"   // the sandbox is up and envd answers
+	TriggerFailed    Trigger = "failed"    // the sandbox did not come up
+	TriggerCrashed   Trigger = "crashed"   // the sandbox died by itself
+	TriggerLost      Trigger = "lost"      // the host stopped answering
+	TriggerFound     Trigger = "found"     // the host answers again, and has it
+	TriggerDestroy   Trigger = "destroy"   // somebody asked for its end
+	TriggerDestroyed Trigger = "destroyed" // everything it used is freed
+)
+
+// Transition is one row of the state machine.
+type Transition struct {
+	Trigger Trigger
+	From    []CapsuleState
+	To      CapsuleState
+	Why     string // one line for docs/states.md
+}
+
+// Transitions is the one table of the state machine. A capsule starts in
+// StateStarting. docs/states.md is generated from it and the store guards
+// every update with it.
+var Transitions = []Transition{
+	{TriggerStarted, []CapsuleState{StateStarting}, StateRunning, "the sandbox is up and envd answers"},
+	{TriggerFailed, []CapsuleState{StateStarting}, StateError, "the sandbox did not come up; the reason is kept"},
+	{TriggerCrashed, []CapsuleState{StateRunning, StateMissing}, StateError, "the sandbox died; the reason is kept"},
+	{TriggerLost, []CapsuleState{StateRunning}, StateMissing, "the host stopped answering"},
+	{TriggerFound, []CapsuleState{StateMissing}, StateRunning, "the host answers again and still has the capsule"},
+	{TriggerDestroy, []CapsuleState{StateStarting, StateRunning, StateMissing, StateError, StateStopping}, StateStopping, "destroy was asked for; it works from every state and may be repeated"},
+	{TriggerDestroyed, []CapsuleState{StateStopping}, StateStopped, "everything the capsule used is freed"},
+}
+
+// Next returns the state that a trigger leads to, or CodeInvalidState.
+func (s CapsuleState) Next(t Trigger) (CapsuleState, error) {
+	for _, tr := range Transitions {
+		if tr.Trigger == t && slices.Contains(tr.From, s) {
+			return tr.To, nil
+		}
+	}
+	return s, &Error{Code: CodeInvalidState, Message: fmt.Sprintf("cannot apply %s to a capsule that is %s", t, s)}
+}
+
+// Live reports whether the capsule holds, or may hold, resources of a host.
+func (s CapsuleState) Live() bool { return s != StateStopped && s != StateError }

@@ -1,0 +1,39 @@
+// Package control holds the use cases of the control plane: who may do what to
+// which capsule, and what follows from it. It keeps no capsule state in
+// memory: the store and the hosts have it all, so that any replica can answer
+// any request.
+//
+// It never imports internal/api or generated code.
+package control
+
+import (
+	"log/slog"
+	"time"
+
+	"github.com/nestbox/nestbox/internal/hostagent"
+	"github.com/nestbox/nestbox/internal/store"
+)
+
+// Config is what a control plane is made of.
+type Config struct {
+	Store   *store.Store
+	Host    hostagent.Host
+	Log     *slog.Logger
+	Now     func() time.Time // nil = time.Now
+	Version string
+}
+
+// Control is the control plane.
+type Control struct {
+	Keys       *Keys
+	Capsules   *Capsules
+	Processes  *Processes
+	Ports      *Ports
+	Reconciler *Reconciler
+}
+
+// Caller is who asks: the team that an API key belongs to.
+type Caller struct {
+	TeamID string
+	KeyID  string
+}

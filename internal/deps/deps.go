@@ -1,0 +1,32 @@
+// Package deps is temporary scaffolding.
+package deps
+
+import (
+	_ "connectrpc.com/connect/v2"
+	_ "connectrpc.com/connect/v2/connecthttp"
+	_ "connectrpc.com/connect/v2/connectinprocess"
+	_ "github.com/coder/websocket"
+	_ "github.com/danielgtaylor/huma/v2"
+	_ "github.com/danielgtaylor/huma/v2/adapters/humachi"
+	_ "github.com/go-chi/chi/v5"
+	_ "github.com/google/go-cmp/cmp"
+	_ "github.com/google/subcommands"
+	_ "github.com/jackc/pgx/v5/stdlib"
+	_ "github.com/opencontainers/runtime-spec/specs-go"
+	_ "github.com/pressly/goose/v3"
+	_ "github.com/spf13/cobra"
+	_ "github.com/stretchr/testify/require"
+	_ "github.com/vishvananda/netlink"
+	_ "github.com/vishvananda/netns"
+	_ "go.uber.org/goleak"
+	_ "golang.org/x/sync/errgroup"
+	_ "golang.org/x/sys/unix"
+	_ "golang.org/x/term"
+	_ "google.golang.org/protobuf/proto"
+	_ "gvisor.dev/gvisor/runsc/cli"
+	_ "gvisor.dev/gvisor/runsc/cmd"
+	_ "gvisor.dev/gvisor/runsc/cmd/sentry/sentrycmd"
+	_ "gvisor.dev/gvisor/runsc/cmd/util"
+	_ "modernc.org/sqlite"
+	_ "pgregory.net/rapid"
+)

@@ -1,0 +1,145 @@
+// Package guest declares the contract of the daemon inside a capsule: its
+// processes, its files and its ports.
+//
+// The contract is declared once. internal/guest/envd implements it inside the
+// capsule, internal/guest/guestrpc carries it over Connect and is itself a
+// Guest, and the host agent lends it onward, so that nothing is declared again
+// at each hop. internal/guest/guesttest is the suite that every Guest passes.
+//
+// It may import the root package only.
+package guest
+
+import (
+	"context"
+	"io"
+	"net"
+	"syscall"
+	"time"
+
+	"github.com/nestbox/nestbox"
+)
+
+// Guest is the inside of one running capsule. All methods are safe for
+// concurrent use. Errors are *nestbox.Error; CodeGuest means that the daemon
+// failed or could not be reached.
+type Guest interface {
+	// Ping answers when the daemon does.
+	Ping(ctx context.Context) (Info, error)
+	Processes() Processes
+	Files() Files
+	// Dial connects to a TCP port inside the capsule, also one that listens
+	// on its loopback only. CodeUnavailable if nothing listens.
+	Dial(ctx context.Context, port uint16) (net.Conn, error)
+}
+
+// Info is what a daemon says of itself.
+type Info struct {
+	Version   string
+	StartedAt time.Time
+}
+
+// Processes are the processes of a capsule that were started by the API, dead
+// ones included as long as they are remembered.
+type Processes interface {
+	// Start execs the program and returns its record. It returns before the
+	// program writes or ends. With a non-nil attach, the returned reader was
+	// attached before the first byte was read, so that a lossless one misses
+	// nothing; without, the reader is nil. The process outlives ctx, the
+	// reader and the caller.
+	//
+	// CodeInvalid: bad spec, or no such program, user or directory.
+	// CodeConflict: a live process bears the tag. CodeExhausted: no more
+	// processes can be started.
+	Start(ctx context.Context, spec nestbox.ProcessSpec, attach *Attach) (nestbox.Process, OutputReader, error)
+
+	// List returns the live processes, or with all also the remembered ones,
+	// in the order of their start.
+	List(ctx context.Context, all bool) ([]nestbox.Process, error)
+
+	// Get returns one record. CodeNotFound if nothing is known by sel.
+	Get(ctx context.Context, sel nestbox.Selector) (nestbox.Process, error)
+
+	// Wait returns the record once the process has ended. It ends early, with
+	// ctx's error as CodeTimeout or CodeCanceled, when ctx does.
+	Wait(ctx context.Context, sel nestbox.Selector) (nestbox.Process, error)
+
+	// Attach returns a reader of the process's output log.
+	Attach(ctx context.Context, sel nestbox.Selector, attach Attach) (OutputReader, error)
+
+	// WriteStdin writes all of data (which may be empty), then closes standard
+	// input if eof. It waits while the pipe is full, until ctx ends.
+	// CodeInvalidState: the process has no open standard input.
+	WriteStdin(ctx context.Context, sel nestbox.Selector, data []byte, eof bool) error
+
+	// Signal sends sig to the process's leader and to its process group.
+	// CodeInvalidState: it has ended.
+	Signal(ctx context.Context, sel nestbox.Selector, sig syscall.Signal) error
+
+	// Kill ends the whole tree, also descendants that made a session of their
+	// own or whose parents are gone, and returns the record when none is left.
+	// The leader's end is ReasonKilled. Killing what has ended already kills
+	// what is left of its tree; CodeNotFound if nothing is known by sel.
+	Kill(ctx context.Context, sel nestbox.Selector, how Kill) (nestbox.Process, error)
+}
+
+// Attach says how a reader reads.
+type Attach struct {
+	Since nestbox.Since
+	// Lossless makes the process wait for this reader rather than let bytes
+	// that it has not read yet be dropped, as long as it is attached.
+	Lossless bool
+}
+
+// OutputReader is a cursor over one process's output log. It is used by one
+// goroutine at a time.
+type OutputReader interface {
+	// Next returns the next event, waiting for it if need be. The event's Data
+	// is valid until the following Next or Close. io.EOF follows EventClosed.
+	// Any other error means that the reader is cut: attach again from the
+	// offset that was reached.
+	Next(ctx context.Context) (nestbox.OutputEvent, error)
+	io.Closer
+}
+
+// Kill says how to end a process tree.
+type Kill struct {
+	Signal syscall.Signal // sent first; 0 = SIGKILL
+	Grace  time.Duration  // how long after Signal the rest gets SIGKILL; 0 with SIGKILL, else 0 = DefaultGrace
+}
+
+// DefaultGrace is how long a tree has to end after a signal other than SIGKILL.
+const DefaultGrace = 5 * time.Second
+
+// Files are the files of a capsule. Paths are absolute. CodeNotFound: no such
+// path. CodeConflict: something of another kind, or of that name, is there.
+// CodeExhausted: the disk is full.
+type Files interface {
+	// Read opens a regular file. CodeInvalid if it is something else.
+	Read(ctx context.Context, path string) (io.ReadCloser, nestbox.FileInfo, error)
+
+	// Write replaces path with all of r, making missing parents. The old file
+	// stays as it was until all of r is there: if r or ctx fails, nothing
+	// changes. An existing file keeps its owner and mode.
+	Write(ctx context.Context, path string, r io.Reader, opts WriteOptions) (nestbox.FileInfo, error)
+
+	Stat(ctx context.Context, path string) (nestbox.FileInfo, error)
+
+	// List returns the entries below a directory, depth levels deep (at least
+	// 1), sorted by path. Symlinks are not followed. CodeTooLarge if there are
+	// more than nestbox.MaxListEntries.
+	List(ctx context.Context, path string, depth int) ([]nestbox.FileInfo, error)
+
+	// Mkdir makes a directory and its missing parents. CodeConflict if path
+	// exists already.
+	Mkdir(ctx context.Context, path string) (nestbox.FileInfo, error)
+
+	// Remove removes path and everything below it. Nothing there is no error.
+	// CodeInvalid for "/" and for mount points that cannot be removed.
+	Remove(ctx context.Context, path string) error
+}
+
+// WriteOptions say how a new file is made.
+type WriteOptions struct {
+	Mode uint32 // permission bits of a new file; 0 = 0644
+	User string // owner of what is made new; "" = root
+}

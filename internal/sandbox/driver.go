@@ -1,0 +1,72 @@
+// Package sandbox declares the seam to isolation technologies: a Driver starts
+// sandboxes on this machine and finds them again.
+//
+// sandboxtest is the suite that every driver passes; drivers are in
+// subpackages and never import each other. The package may import the root
+// package and leaf packages only.
+package sandbox
+
+import (
+	"context"
+	"net"
+
+	"github.com/nestbox/nestbox"
+	"github.com/nestbox/nestbox/internal/image"
+)
+
+// Driver starts sandboxes. Everything a driver makes on the host has the
+// sandbox's id in its name, so that a Driver in a new process finds all of it,
+// however the old one ended. All methods are safe for concurrent use, for one
+// id at a time. Errors are *nestbox.Error.
+type Driver interface {
+	Name() string
+
+	// Create starts a sandbox with envd as its PID 1 and returns when the
+	// sandbox runs (envd may not answer yet). On error nothing is left.
+	// The sandbox does not end with ctx, with the Driver or with this process.
+	Create(ctx context.Context, spec Spec) (Sandbox, error)
+
+	// Open finds a running sandbox that an earlier process made. CodeNotFound:
+	// there is none, or it is dead.
+	Open(ctx context.Context, id string) (Sandbox, error)
+
+	// Destroy ends a sandbox and removes every trace of it, also of one that
+	// was half made or half destroyed, or that never was (no error then).
+	Destroy(ctx context.Context, id string) error
+
+	// List returns the ids of all sandboxes of which there is any trace.
+	List(ctx context.Context) ([]string, error)
+
+	// Close frees what the Driver holds in this process. Sandboxes go on.
+	Close() error
+}
+
+// Spec is what a sandbox is started from.
+type Spec struct {
+	ID        string // fixed length: nestbox.NewID(nestbox.PrefixCapsule)
+	Root      image.Root
+	Resources nestbox.Resources
+	Env       map[string]string // of envd
+}
+
+// Sandbox is a running sandbox.
+type Sandbox interface {
+	ID() string
+
+	// Dial connects to a TCP port on the sandbox's own address.
+	Dial(ctx context.Context, port uint16) (net.Conn, error)
+
+	// Done is closed when the sandbox has ended by itself or by Destroy, within
+	// a second of it. Reason then says why, for people.
+	Done() <-chan struct{}
+	Reason() string
+
+	// Close stops watching. The sandbox goes on.
+	Close() error
+}
+
+// EnvdPort is the TCP port on which envd listens inside every sandbox.
+const EnvdPort = 49983
+
+// EnvToken names the environment variable that hands envd its access token.
+const EnvToken = "NESTBOX_TOKEN"

@@ -1,0 +1,251 @@
+package nestbox
+
+import (
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// ProcessSpec says what to start. It is the same for foreground exec,
+// background processes, streams and terminals.
+type ProcessSpec struct {
+	Cmd     string            // a path, or a name looked up in the PATH of Env
+	Args    []string          // arguments after the command's own name
+	Env     map[string]string // added to, and winning over, the user's base environment
+	Cwd     string            // absolute; empty = the user's home
+	User    string            // a name or number of the capsule's users; empty = root
+	Tag     string            // empty = a new proc-<8 hex>
+	Stdin   bool              // keep standard input open for WriteStdin; otherwise it is /dev/null
+	Timeout time.Duration     // 0 = none; then the whole tree is killed, with ReasonTimeout
+}
+
+// Bounds of a ProcessSpec.
+const (
+	MaxCmdBytes  = 4096
+	MaxArgs      = 4096
+	MaxArgBytes  = 128 << 10 // one argument (Linux: MAX_ARG_STRLEN)
+	MaxSpecBytes = 1 << 20   // command, arguments and environment together
+	MaxTagBytes  = 64
+	MaxStdin     = 4 << 20 // one WriteStdin
+)
+
+var tagPattern = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._:@-]{0,63}$`)
+
+// ValidTag reports whether s can be a tag: 1 to 64 letters, digits and
+// ._:@- that begin with a letter or digit and are not all digits (a selector
+// of digits is a PID).
+func ValidTag(s string) bool { return tagPattern.MatchString(s) && !allDigits(s) }
+
+// NewTag returns a new default tag.
+func NewTag() string { return "proc-" + RandomHex(4) }
+
+// Validate reports the first thing that is wrong, as CodeInvalid.
+func (s ProcessSpec) Validate() error {
+	switch {
+	case s.Cmd == "":
+		return Errorf(CodeInvalid, "cmd is required")
+	case len(s.Cmd) > MaxCmdBytes:
+		return Errorf(CodeInvalid, "cmd is longer than %d bytes", MaxCmdBytes)
+	case strings.ContainsRune(s.Cmd, 0):
+		return Errorf(CodeInvalid, "cmd contains a NUL byte")
+	case len(s.Args) > MaxArgs:
+		return Errorf(CodeInvalid, "more than %d args", MaxArgs)
+	case s.Tag != "" && !ValidTag(s.Tag):
+		return Errorf(CodeInvalid, "tag %.80q is not valid: 1 to %d letters, digits and ._:@- that begin with a letter or digit and are not all digits", s.Tag, MaxTagBytes)
+	case s.Cwd != "" && !strings.HasPrefix(s.Cwd, "/"):
+		return Errorf(CodeInvalid, "cwd %.80q is not an absolute path", s.Cwd)
+	case strings.ContainsRune(s.Cwd, 0) || len(s.Cwd) > MaxCmdBytes:
+		return Errorf(CodeInvalid, "cwd is not a valid path")
+	case len(s.User) > 256 || strings.ContainsAny(s.User, "\x00\n:"):
+		return Errorf(CodeInvalid, "user is not a valid name")
+	case s.Timeout < 0:
+		return Errorf(CodeInvalid, "timeout is negative")
+	}
+	size := len(s.Cmd)
+	for i, a := range s.Args {
+		if strings.ContainsRune(a, 0) {
+			return Errorf(CodeInvalid, "args[%d] contains a NUL byte", i)
+		}
+		if len(a) >= MaxArgBytes {
+			return Errorf(CodeInvalid, "args[%d] is longer than %d bytes", i, MaxArgBytes-1)
+		}
+		size += len(a)
+	}
+	for k, v := range s.Env {
+		if k == "" || strings.ContainsAny(k, "=\x00") || strings.ContainsRune(v, 0) {
+			return Errorf(CodeInvalid, "environment variable %.80q is not valid: a name is not empty and has no '=' or NUL, a value has no NUL", k)
+		}
+		if len(k)+len(v)+1 >= MaxArgBytes {
+			return Errorf(CodeInvalid, "environment variable %.80q is longer than %d bytes", k, MaxArgBytes-1)
+		}
+		size += len(k) + len(v)
+	}
+	if size > MaxSpecBytes {
+		return Errorf(CodeInvalid, "command, arguments and environment are together longer than %d bytes", MaxSpecBytes)
+	}
+	return nil
+}
+
+// Process is the record of a process: alive, or dead and remembered.
+type Process struct {
+	PID       int // as seen inside the capsule; never used again for a remembered process while it is the newest of that number
+	Tag       string
+	Cmd       string
+	Args      []string
+	Cwd       string
+	User      string
+	Stdin     bool // standard input is open for WriteStdin
+	StartedAt time.Time
+	Exit      *Exit // nil while the process lives
+	Output    OutputState
+}
+
+// Running reports whether the process's leader is alive.
+func (p Process) Running() bool { return p.Exit == nil }
+
+// OutputState says what the output log of a process holds. Offsets count the
+// bytes of stdout and stderr together, in the order they were read.
+type OutputState struct {
+	Start  int64 // offset of the oldest byte that is kept
+	End    int64 // offset after the newest byte: everything written so far
+	Stdout int64 // bytes that came from stdout
+	Stderr int64 // bytes that came from stderr
+	Closed bool  // no more output can come: every holder of the pipes is gone
+}
+
+// Exit is how a process ended.
+type Exit struct {
+	Code   int    // exit status, or 128 + the signal's number, as shells report it
+	Signal string // "SIGKILL", … if a signal ended it, else ""
+	Reason ExitReason
+	At     time.Time
+}
+
+// ExitReason is why a process ended.
+type ExitReason string
+
+// The reasons.
+const (
+	ReasonExited    ExitReason = "exited"    // by itself, with a status
+	ReasonSignalled ExitReason = "signalled" // by a signal that did not come from our API's kill
+	ReasonKilled    ExitReason = "killed"    // because Kill was asked for
+	ReasonTimeout   ExitReason = "timeout"   // because its Timeout ran out
+	ReasonOOM       ExitReason = "oom"       // because the capsule ran out of memory
+)
+
+// Selector names one process of a capsule: all digits = PID, else tag. A tag
+// that was used again means the newest process that bears it.
+type Selector struct {
+	PID int    // 0 if Tag is set
+	Tag string // "" if PID is set
+}
+
+// ParseSelector reads a selector as it stands in a URL.
+func ParseSelector(s string) (Selector, error) {
+	if allDigits(s) {
+		n, err := strconv.ParseInt(s, 10, 32)
+		if err != nil || n == 0 || s[0] == '0' {
+			return Selector{}, Errorf(CodeInvalid, "%.40q is not a PID", s)
+		}
+		return Selector{PID: int(n)}, nil
+	}
+	if !ValidTag(s) {
+		return Selector{}, Errorf(CodeInvalid, "%.80q is neither a PID nor a tag", s)
+	}
+	return Selector{Tag: s}, nil
+}
+
+// String returns the form that ParseSelector reads.
+func (s Selector) String() string {
+	if s.Tag != "" {
+		return s.Tag
+	}
+	return strconv.Itoa(s.PID)
+}
+
+func allDigits(s string) bool {
+	return s != "" && strings.Trim(s, "0123456789") == ""
+}
+
+// Stream names the file descriptor that output came from.
+type Stream string
+
+// The streams.
+const (
+	Stdout Stream = "stdout"
+	Stderr Stream = "stderr"
+)
+
+// OutputEventKind says which fields of an OutputEvent are set.
+type OutputEventKind string
+
+// The kinds. A reader sees data and gaps in offset order, exactly one exit
+// (when the leader is reaped, between or after data), and as the last event
+// closed, after which Next returns io.EOF.
+const (
+	EventData   OutputEventKind = "data"   // Stream, Offset, Data
+	EventGap    OutputEventKind = "gap"    // Offset = From, To: bytes [From, To) are no longer kept
+	EventExit   OutputEventKind = "exit"   // Exit; Offset = where the log stood
+	EventClosed OutputEventKind = "closed" // Offset = end of the log, for good
+)
+
+// OutputEvent is one step of a reader through an output log.
+type OutputEvent struct {
+	Kind   OutputEventKind
+	Stream Stream
+	Offset int64 // of the first byte of Data
+	Data   []byte
+	To     int64
+	Exit   *Exit
+}
+
+// End returns the offset to resume from after this event.
+func (e OutputEvent) End() int64 {
+	switch e.Kind {
+	case EventData:
+		return e.Offset + int64(len(e.Data))
+	case EventGap:
+		return e.To
+	default:
+		return e.Offset
+	}
+}
+
+// Since says where a reader begins. The zero value is the oldest byte kept.
+type Since struct {
+	Now    bool  // from the current end: only what comes
+	Offset int64 // from this offset (0 = the very first byte; a gap event tells what is gone)
+	Tail   int64 // > 0: at most so many bytes before the current end, if Offset is 0
+}
+
+// ParseSince reads "start", "now" or an offset.
+func ParseSince(s string) (Since, error) {
+	switch s {
+	case "", "start":
+		return Since{}, nil
+	case "now":
+		return Since{Now: true}, nil
+	}
+	n, err := strconv.ParseInt(s, 10, 64)
+	if err != nil || n < 0 || !allDigits(s) {
+		return Since{}, Errorf(CodeInvalid, "since must be start, now or a byte offset, not %.40q", s)
+	}
+	return Since{Offset: n}, nil
+}
+
+// SplitUTF8 returns how many bytes of b can be sent as text now: all but an
+// incomplete rune at the end. What is no UTF-8 at all is not held back.
+func SplitUTF8(b []byte) int {
+	for i := 1; i <= utf8.UTFMax-1 && i <= len(b); i++ {
+		c := b[len(b)-i]
+		if utf8.RuneStart(c) {
+			if !utf8.FullRune(b[len(b)-i:]) {
+				return len(b) - i
+			}
+			break
+		}
+	}
+	return len(b)
+}

@@ -4,3 +4,6 @@
 // It imports the standard library only, does no I/O and starts no goroutines,
 // so that every other package can speak it.
 package nestbox
+
+// Version is the version of this source tree.
+const Version = "0.1.0"

@@ -17,7 +17,7 @@ import (
 // Config is what a control plane is made of.
 type Config struct {
 	Store   *store.Store
-	Host    hostagent.Host
+	Host    hostagent.Host // nil where only Keys is used
 	Log     *slog.Logger
 	Now     func() time.Time // nil = time.Now
 	Version string
@@ -32,8 +32,35 @@ type Control struct {
 	Reconciler *Reconciler
 }
 
+// New returns a control plane. It does no I/O.
+func New(cfg Config) *Control {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	keys := &Keys{cfg: cfg}
+	capsules := &Capsules{cfg: cfg}
+	return &Control{
+		Keys:       keys,
+		Capsules:   capsules,
+		Processes:  &Processes{cfg: cfg, capsules: capsules},
+		Ports:      &Ports{cfg: cfg, keys: keys, capsules: capsules},
+		Reconciler: newReconciler(cfg),
+	}
+}
+
 // Caller is who asks: the team that an API key belongs to.
 type Caller struct {
 	TeamID string
 	KeyID  string
 }
+
+// instant is the present as the store keeps it.
+func (cfg Config) instant() time.Time { return cfg.Now().UTC().Truncate(time.Microsecond) }
+
+// Keys of log records.
+const (
+	keyCapsule = "capsule"
+	keyReason  = "reason"
+	keyKey     = "key"
+	keyError   = "error"
+)

@@ -1,0 +1,199 @@
+package client
+
+import (
+	"context"
+	"iter"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+
+	"github.com/nestbox/nestbox"
+)
+
+// Capsules are the capsules of the key's team.
+type Capsules struct{ c *Client }
+
+// Capsule is a handle for one capsule.
+type Capsule struct {
+	ID        string
+	Info      nestbox.Capsule // as the server last told this handle; only ID if it was never asked
+	Processes *Processes
+	Files     *Files
+	Ports     *Ports
+
+	c *Client
+}
+
+// CreateCapsule says what to create. Zero values mean the server's defaults.
+type CreateCapsule struct {
+	Template   string
+	Resources  nestbox.Resources
+	TimeoutSec int // inactivity limit in seconds; 0 = never
+	Metadata   map[string]string
+}
+
+// Create makes a capsule and returns when it runs. It is never repeated by
+// itself: CodeUnavailable may mean that the capsule was made all the same.
+func (s *Capsules) Create(ctx context.Context, req CreateCapsule) (*Capsule, error) {
+	body := createCapsuleBody{
+		Template:   req.Template,
+		VCPUs:      req.Resources.VCPUs,
+		MemoryMB:   req.Resources.MemoryMB,
+		DiskMB:     req.Resources.DiskMB,
+		PidsMax:    req.Resources.PidsMax,
+		TimeoutSec: req.TimeoutSec,
+		Metadata:   req.Metadata,
+	}
+	var out capsuleBody
+	if err := s.c.call(ctx, http.MethodPost, "/v1/capsules", nil, body, &out); err != nil {
+		return nil, err
+	}
+	return s.c.capsuleOf(out), nil
+}
+
+// ListCapsules says what to list.
+type ListCapsules struct {
+	All      bool // also those that stopped or failed
+	PageSize int  // capsules in one request; 0 = as many as the server gives
+}
+
+// List goes through the capsules, newest first, one page at a time. It ends
+// after the first error.
+func (s *Capsules) List(ctx context.Context, opts ListCapsules) iter.Seq2[*Capsule, error] {
+	return func(yield func(*Capsule, error) bool) {
+		q := url.Values{}
+		if opts.All {
+			q.Set("all", "true")
+		}
+		if opts.PageSize > 0 {
+			q.Set("limit", strconv.Itoa(opts.PageSize))
+		}
+		for {
+			page, next, err := s.page(ctx, q)
+			if err != nil {
+				yield(nil, err)
+				return
+			}
+			for _, b := range page {
+				if !yield(s.c.capsuleOf(b), nil) {
+					return
+				}
+			}
+			if next == "" || next == q.Get("cursor") {
+				return
+			}
+			q.Set("cursor", next)
+		}
+	}
+}
+
+func (s *Capsules) page(ctx context.Context, q url.Values) ([]capsuleBody, string, error) {
+	res, err := s.c.send(ctx, request{method: http.MethodGet, path: "/v1/capsules", query: q})
+	if err != nil {
+		return nil, "", err
+	}
+	var page []capsuleBody
+	if err := decode(res, &page); err != nil {
+		return nil, "", err
+	}
+	return page, res.Header.Get("X-Next-Cursor"), nil
+}
+
+// Get returns the capsule with this id, also one that stopped.
+func (s *Capsules) Get(ctx context.Context, id string) (*Capsule, error) {
+	h := s.c.Capsule(id)
+	if err := h.Refresh(ctx); err != nil {
+		return nil, err
+	}
+	return h, nil
+}
+
+// Destroy ends a capsule and everything in it. Destroying it again is no error.
+func (s *Capsules) Destroy(ctx context.Context, id string) error {
+	return s.c.Capsule(id).Destroy(ctx)
+}
+
+// Ping counts as activity of a running capsule.
+func (s *Capsules) Ping(ctx context.Context, id string) error {
+	return s.c.Capsule(id).Ping(ctx)
+}
+
+// Refresh asks the server for the capsule's present Info. It must not be
+// called while another goroutine reads Info.
+func (h *Capsule) Refresh(ctx context.Context) error {
+	var out capsuleBody
+	if err := h.c.call(ctx, http.MethodGet, h.path(""), nil, nil, &out); err != nil {
+		return err
+	}
+	h.Info = out.domain()
+	return nil
+}
+
+// Destroy ends the capsule and everything in it. Destroying it again is no
+// error.
+func (h *Capsule) Destroy(ctx context.Context) error {
+	res, err := h.c.send(ctx, request{method: http.MethodDelete, path: h.path(""), repeatable: true})
+	if err != nil {
+		return err
+	}
+	return decode(res, nil)
+}
+
+// Ping counts as activity of the running capsule.
+func (h *Capsule) Ping(ctx context.Context) error {
+	return h.c.call(ctx, http.MethodPost, h.path("/ping"), nil, nil, nil)
+}
+
+func (h *Capsule) path(rest string) string { return capsulePath(h.ID, rest) }
+
+func capsulePath(id, rest string) string { return "/v1/capsules/" + url.PathEscape(id) + rest }
+
+func (c *Client) capsuleOf(b capsuleBody) *Capsule {
+	h := c.Capsule(b.ID)
+	h.Info = b.domain()
+	return h
+}
+
+type createCapsuleBody struct {
+	Template   string            `json:"template,omitempty"`
+	VCPUs      int               `json:"vcpus,omitempty"`
+	MemoryMB   int               `json:"memory_mb,omitempty"`
+	DiskMB     int               `json:"disk_mb,omitempty"`
+	PidsMax    int               `json:"pids_max,omitempty"`
+	TimeoutSec int               `json:"timeout_sec,omitempty"`
+	Metadata   map[string]string `json:"metadata,omitempty"`
+}
+
+type capsuleBody struct {
+	ID           string            `json:"id"`
+	Status       string            `json:"status"`
+	Reason       string            `json:"reason"`
+	Template     string            `json:"template"`
+	VCPUs        int               `json:"vcpus"`
+	MemoryMB     int               `json:"memory_mb"`
+	DiskMB       int               `json:"disk_mb"`
+	PidsMax      int               `json:"pids_max"`
+	TimeoutSec   int               `json:"timeout_sec"`
+	Metadata     map[string]string `json:"metadata"`
+	CreatedAt    time.Time         `json:"created_at"`
+	StartedAt    time.Time         `json:"started_at"`
+	LastActiveAt time.Time         `json:"last_active_at"`
+	LastUpdated  time.Time         `json:"last_updated"`
+}
+
+func (b capsuleBody) domain() nestbox.Capsule {
+	return nestbox.Capsule{
+		ID:           b.ID,
+		Template:     b.Template,
+		State:        nestbox.CapsuleState(b.Status),
+		Reason:       b.Reason,
+		Resources:    nestbox.Resources{VCPUs: b.VCPUs, MemoryMB: b.MemoryMB, DiskMB: b.DiskMB, PidsMax: b.PidsMax},
+		TimeoutSec:   b.TimeoutSec,
+		Metadata:     b.Metadata,
+		CreatedAt:    b.CreatedAt,
+		StartedAt:    b.StartedAt,
+		LastActiveAt: b.LastActiveAt,
+		UpdatedAt:    b.LastUpdated,
+	}
+}

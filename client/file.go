@@ -1,0 +1,131 @@
+package client
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"time"
+
+	"github.com/nestbox/nestbox"
+)
+
+// Files are the files of one capsule. Paths are absolute.
+type Files struct {
+	c       *Client
+	capsule string
+}
+
+// Read opens a file. The reader streams it; it fails, rather than ends, if the
+// file does not arrive whole. CodeNotFound: no such file.
+func (f *Files) Read(ctx context.Context, path string) (io.ReadCloser, error) {
+	res, err := f.c.send(ctx, request{
+		method: http.MethodGet, path: capsulePath(f.capsule, "/files"), query: url.Values{"path": {path}},
+	})
+	if err != nil {
+		return nil, err
+	}
+	return res.Body, nil
+}
+
+// WriteOptions say how a new file is made.
+type WriteOptions struct {
+	Mode uint32 // permission bits of a new file; 0 = 0644
+	User string // owner of what is made new; "" = root
+}
+
+// Write replaces a file with all of r, making missing directories. The old
+// file stays as it was until all of r has arrived.
+func (f *Files) Write(ctx context.Context, path string, r io.Reader, opts WriteOptions) error {
+	q := url.Values{"path": {path}}
+	if opts.Mode != 0 {
+		q.Set("mode", fmt.Sprintf("%04o", opts.Mode))
+	}
+	if opts.User != "" {
+		q.Set("user", opts.User)
+	}
+	// Expect makes the server judge path and key before the bytes are sent.
+	header := http.Header{"Content-Type": {octetStream}, "Expect": {"100-continue"}}
+	res, err := f.c.send(ctx, request{
+		method: http.MethodPut, path: capsulePath(f.capsule, "/files"), query: q, header: header,
+		body: io.NopCloser(r), length: sizeOf(r),
+	})
+	if err != nil {
+		return err
+	}
+	return decode(res, nil)
+}
+
+// sizeOf returns how many bytes are left in r, or -1 if it cannot tell.
+func sizeOf(r io.Reader) int64 {
+	if s, ok := r.(interface{ Len() int }); ok {
+		return int64(s.Len())
+	}
+	return -1
+}
+
+// Stat describes one path itself: a symlink is not followed.
+func (f *Files) Stat(ctx context.Context, path string) (nestbox.FileInfo, error) {
+	var out entryAnswer
+	err := f.c.call(ctx, http.MethodPost, capsulePath(f.capsule, "/files/stat"), nil, pathBody{Path: path}, &out)
+	return out.Entry.domain(), err
+}
+
+// List returns the entries below a directory, depth levels deep (0 = 1),
+// sorted by path.
+func (f *Files) List(ctx context.Context, path string, depth int) ([]nestbox.FileInfo, error) {
+	var out struct {
+		Entries []entryBody `json:"entries"`
+	}
+	in := pathBody{Path: path, Depth: depth}
+	if err := f.c.call(ctx, http.MethodPost, capsulePath(f.capsule, "/files/list"), nil, in, &out); err != nil {
+		return nil, err
+	}
+	infos := make([]nestbox.FileInfo, len(out.Entries))
+	for i, e := range out.Entries {
+		infos[i] = e.domain()
+	}
+	return infos, nil
+}
+
+// Mkdir makes a directory and its missing parents. CodeConflict if path exists
+// already.
+func (f *Files) Mkdir(ctx context.Context, path string) (nestbox.FileInfo, error) {
+	var out entryAnswer
+	err := f.c.call(ctx, http.MethodPost, capsulePath(f.capsule, "/files/mkdir"), nil, pathBody{Path: path}, &out)
+	return out.Entry.domain(), err
+}
+
+// Remove removes path and everything below it. Nothing there is no error.
+func (f *Files) Remove(ctx context.Context, path string) error {
+	return f.c.call(ctx, http.MethodPost, capsulePath(f.capsule, "/files/remove"), nil, pathBody{Path: path}, nil)
+}
+
+type pathBody struct {
+	Path  string `json:"path"`
+	Depth int    `json:"depth,omitempty"`
+}
+
+type entryAnswer struct {
+	Entry entryBody `json:"entry"`
+}
+
+type entryBody struct {
+	Name          string `json:"name"`
+	Path          string `json:"path"`
+	Type          string `json:"type"`
+	Size          int64  `json:"size"`
+	Mode          uint32 `json:"mode"`
+	Owner         string `json:"owner"`
+	Group         string `json:"group"`
+	ModifiedAt    int64  `json:"modified_at"`
+	SymlinkTarget string `json:"symlink_target"`
+}
+
+func (b entryBody) domain() nestbox.FileInfo {
+	return nestbox.FileInfo{
+		Name: b.Name, Path: b.Path, Type: nestbox.FileType(b.Type), Size: b.Size, Mode: b.Mode,
+		Owner: b.Owner, Group: b.Group, ModifiedAt: time.Unix(b.ModifiedAt, 0).UTC(), SymlinkTarget: b.SymlinkTarget,
+	}
+}

@@ -1,0 +1,342 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"math"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+
+	"github.com/nestbox/nestbox"
+)
+
+// Processes are the processes of one capsule that were started through the
+// API, dead ones included as long as they are remembered. A selector is a PID
+// in decimal, or a tag, which means the newest process that bears it.
+type Processes struct {
+	c       *Client
+	capsule string
+}
+
+// Start starts a process in the background and returns once its program has
+// been exec'ed. Of the record, PID and Tag are set, and what spec says.
+//
+// If the connection breaks while the answer is awaited, Start asks for the
+// process by the tag it chose. With a tag in spec it cannot tell, and returns
+// CodeUnavailable: the process may have been started or not.
+func (p *Processes) Start(ctx context.Context, spec nestbox.ProcessSpec) (nestbox.Process, error) {
+	spec, own := ownTag(spec)
+	body := execBodyOf(spec)
+	body.Background = true
+	var out struct {
+		PID int    `json:"pid"`
+		Tag string `json:"tag"`
+	}
+	err := p.c.call(ctx, http.MethodPost, capsulePath(p.capsule, "/exec"), nil, body, &out)
+	if err != nil {
+		return p.startedAnyway(ctx, spec.Tag, own, err)
+	}
+	return nestbox.Process{
+		PID: out.PID, Tag: out.Tag, Cmd: spec.Cmd, Args: spec.Args, Cwd: spec.Cwd, User: spec.User, Stdin: spec.Stdin,
+	}, nil
+}
+
+// ownTag makes sure that spec has a tag. own says that this client made it up,
+// so that no other process can bear it.
+func ownTag(spec nestbox.ProcessSpec) (_ nestbox.ProcessSpec, own bool) {
+	if spec.Tag != "" {
+		return spec, false
+	}
+	spec.Tag = nestbox.NewTag()
+	return spec, true
+}
+
+// lookFor is how long a process is looked for whose start got no answer, while
+// the server is away.
+const lookFor = 30 * time.Second
+
+// startedAnyway looks for a process whose start got no answer.
+func (p *Processes) startedAnyway(ctx context.Context, tag string, own bool, cause error) (nestbox.Process, error) {
+	if !own || !ambiguous(cause) || ctx.Err() != nil {
+		return nestbox.Process{}, cause
+	}
+	wait := newBackoff(min(p.c.reconnectFor, lookFor))
+	for {
+		proc, err := p.Get(ctx, tag)
+		if err == nil {
+			return proc, nil
+		}
+		if !p.mayComeBack(ctx, err) || !wait.next(ctx) {
+			return nestbox.Process{}, cause
+		}
+	}
+}
+
+// ambiguous reports whether err leaves open what became of the request: there
+// was no answer, or one from something between here and the process.
+func ambiguous(err error) bool {
+	var e *Error
+	if !errors.As(err, &e) {
+		return false
+	}
+	switch e.Status {
+	case 0, http.StatusOK, http.StatusAccepted, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		return e.WireCode == "" || e.Err.Code == nestbox.CodeUnavailable || e.Err.Code == nestbox.CodeGuest
+	}
+	return false
+}
+
+// List returns the live processes, or with all also the remembered ones, in
+// the order of their start.
+func (p *Processes) List(ctx context.Context, all bool) ([]nestbox.Process, error) {
+	q := url.Values{}
+	if all {
+		q.Set("all", "true")
+	}
+	var out struct {
+		Processes []processBody `json:"processes"`
+	}
+	if err := p.c.call(ctx, http.MethodGet, capsulePath(p.capsule, "/processes"), q, nil, &out); err != nil {
+		return nil, err
+	}
+	procs := make([]nestbox.Process, len(out.Processes))
+	for i, b := range out.Processes {
+		procs[i] = b.domain()
+	}
+	return procs, nil
+}
+
+// Get returns one record. CodeNotFound if nothing is known by sel.
+func (p *Processes) Get(ctx context.Context, sel string) (nestbox.Process, error) {
+	return p.get(ctx, sel, nil)
+}
+
+func (p *Processes) get(ctx context.Context, sel string, q url.Values) (nestbox.Process, error) {
+	path, err := p.path(sel, "")
+	if err != nil {
+		return nestbox.Process{}, err
+	}
+	var out processBody
+	if err := p.c.call(ctx, http.MethodGet, path, q, nil, &out); err != nil {
+		return nestbox.Process{}, err
+	}
+	return out.domain(), nil
+}
+
+// longPoll is how long one request of Wait waits for an exit.
+const longPoll = 30 * time.Second
+
+// Wait returns the record once the process has ended. It goes on through lost
+// connections and restarts of the server, for as long as the Config allows.
+func (p *Processes) Wait(ctx context.Context, sel string) (nestbox.Process, error) {
+	var lost *backoff
+	pid := 0
+	for {
+		proc, err := p.get(ctx, sel, url.Values{"wait": {longPoll.String()}})
+		switch {
+		case err == nil && pid != 0 && proc.PID != pid:
+			return nestbox.Process{}, nestbox.Errorf(nestbox.CodeNotFound, "process %d (%s) is no longer remembered: its exit is unknown", pid, sel)
+		case err == nil && !proc.Running():
+			return proc, nil
+		case err == nil:
+			lost, pid = nil, proc.PID
+		case !p.mayComeBack(ctx, err):
+			return nestbox.Process{}, err
+		default:
+			if lost == nil {
+				lost = newBackoff(p.c.patience(err))
+			}
+			if !lost.next(ctx) {
+				return nestbox.Process{}, firstError(ctx, err)
+			}
+		}
+	}
+}
+
+// firstError prefers the end of ctx over what it caused.
+func firstError(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return contextError(ctx)
+	}
+	return err
+}
+
+// mayComeBack reports whether a process that cannot be reached because of err
+// may be reachable later: the server or the host is away, or the capsule is
+// known to be alive and merely not reachable.
+func (p *Processes) mayComeBack(ctx context.Context, err error) bool {
+	if ctx.Err() != nil {
+		return false
+	}
+	switch nestbox.CodeOf(err) {
+	case nestbox.CodeUnavailable, nestbox.CodeGuest, nestbox.CodeTimeout, nestbox.CodeInternal, nestbox.CodeExhausted, nestbox.CodeCanceled:
+		return true
+	case nestbox.CodeInvalidState:
+		capsule, err := p.c.Capsules.Get(ctx, p.capsule)
+		if err != nil {
+			return nestbox.CodeOf(err) != nestbox.CodeNotFound && ctx.Err() == nil
+		}
+		return capsule.Info.State.Live() && capsule.Info.State != nestbox.StateStopping
+	}
+	return false
+}
+
+// patienceWithFailures bounds how long a server is asked again that answers,
+// but fails: it may be in the middle of a restart, or have a defect.
+const patienceWithFailures = 30 * time.Second
+
+// patience returns how long to go on after err.
+func (c *Client) patience(err error) time.Duration {
+	switch nestbox.CodeOf(err) {
+	case nestbox.CodeInternal, nestbox.CodeExhausted, nestbox.CodeCanceled:
+		return min(c.reconnectFor, patienceWithFailures)
+	}
+	return c.reconnectFor
+}
+
+// Kill says how to end a process and everything it started.
+type Kill struct {
+	Signal string        // sent first, such as "TERM"; "" = SIGKILL
+	Grace  time.Duration // how long after Signal what is left gets SIGKILL; 0 = the server's default of 5 s
+}
+
+// Kill ends a process and everything it started, and returns when none of it
+// is left. Killing what has ended already is no error.
+func (p *Processes) Kill(ctx context.Context, sel string, how Kill) error {
+	path, err := p.path(sel, "")
+	if err != nil {
+		return err
+	}
+	q := url.Values{}
+	if how.Signal != "" {
+		q.Set("signal", how.Signal)
+	}
+	if how.Grace > 0 {
+		q.Set("grace", how.Grace.String())
+	}
+	return p.c.call(ctx, http.MethodDelete, path, q, nil, nil)
+}
+
+// Signal sends a signal, by name, to a process and its process group.
+// CodeInvalid: no such signal. CodeInvalidState: the process has ended.
+func (p *Processes) Signal(ctx context.Context, sel, signal string) error {
+	path, err := p.path(sel, "/signal")
+	if err != nil {
+		return err
+	}
+	return p.c.call(ctx, http.MethodPost, path, nil, map[string]string{"signal": signal}, nil)
+}
+
+// WriteStdin writes data to a process's standard input and then closes it if
+// eof. It waits while the pipe is full. It is never repeated by itself:
+// CodeUnavailable means that some, all or none of it may have arrived.
+// CodeInvalidState: standard input is not open.
+func (p *Processes) WriteStdin(ctx context.Context, sel string, data []byte, eof bool) error {
+	path, err := p.path(sel, "/stdin")
+	if err != nil {
+		return err
+	}
+	for {
+		part := data[:min(len(data), nestbox.MaxStdin)]
+		data = data[len(part):]
+		if err := p.writeStdin(ctx, path, part, eof && len(data) == 0); err != nil || len(data) == 0 {
+			return err
+		}
+	}
+}
+
+func (p *Processes) writeStdin(ctx context.Context, path string, part []byte, eof bool) error {
+	r := request{
+		method: http.MethodPost, path: path, data: append([]byte{}, part...),
+		header:     http.Header{"Content-Type": {octetStream}},
+		repeatable: len(part) == 0, // closing it twice does no harm
+	}
+	if eof {
+		r.query = url.Values{"eof": {"true"}}
+	}
+	res, err := p.c.send(ctx, r)
+	if err != nil {
+		return err
+	}
+	return decode(res, nil)
+}
+
+func (p *Processes) path(sel, rest string) (string, error) {
+	s, err := nestbox.ParseSelector(sel)
+	if err != nil {
+		return "", err
+	}
+	return capsulePath(p.capsule, "/processes/"+url.PathEscape(s.String())+rest), nil
+}
+
+const octetStream = "application/octet-stream"
+
+// execBody is what starts a process, in all its forms.
+type execBody struct {
+	Type       string            `json:"type,omitempty"` // of a message, over a WebSocket
+	Cmd        string            `json:"cmd"`
+	Args       []string          `json:"args,omitempty"`
+	Envs       map[string]string `json:"envs,omitempty"`
+	Cwd        string            `json:"cwd,omitempty"`
+	User       string            `json:"user,omitempty"`
+	Tag        string            `json:"tag,omitempty"`
+	TimeoutSec int               `json:"timeout_sec,omitempty"`
+	Stdin      bool              `json:"stdin,omitempty"`
+	Background bool              `json:"background,omitempty"`
+	Detach     bool              `json:"detach,omitempty"`   // over a WebSocket
+	Encoding   string            `json:"encoding,omitempty"` // over a WebSocket
+}
+
+func execBodyOf(s nestbox.ProcessSpec) execBody {
+	return execBody{
+		Cmd: s.Cmd, Args: s.Args, Envs: s.Env, Cwd: s.Cwd, User: s.User, Tag: s.Tag, Stdin: s.Stdin,
+		TimeoutSec: int(math.Ceil(s.Timeout.Seconds())),
+	}
+}
+
+type processBody struct {
+	PID       int       `json:"pid"`
+	Tag       string    `json:"tag"`
+	Cmd       string    `json:"cmd"`
+	Args      []string  `json:"args"`
+	Cwd       string    `json:"cwd"`
+	User      string    `json:"user"`
+	Stdin     bool      `json:"stdin"`
+	StartedAt time.Time `json:"started_at"`
+	EndedAt   time.Time `json:"ended_at"`
+	Exit      *exitBody `json:"exit"`
+	Output    struct {
+		Start       int64 `json:"start"`
+		End         int64 `json:"end"`
+		StdoutBytes int64 `json:"stdout_bytes"`
+		StderrBytes int64 `json:"stderr_bytes"`
+		Closed      bool  `json:"closed"`
+	} `json:"output"`
+}
+
+type exitBody struct {
+	Code   int    `json:"code"`
+	Signal string `json:"signal"`
+	Reason string `json:"reason"`
+}
+
+func (b processBody) domain() nestbox.Process {
+	proc := nestbox.Process{
+		PID: b.PID, Tag: b.Tag, Cmd: b.Cmd, Args: b.Args, Cwd: b.Cwd, User: b.User, Stdin: b.Stdin, StartedAt: b.StartedAt,
+		Output: nestbox.OutputState{
+			Start: b.Output.Start, End: b.Output.End,
+			Stdout: b.Output.StdoutBytes, Stderr: b.Output.StderrBytes, Closed: b.Output.Closed,
+		},
+	}
+	if b.Exit != nil {
+		proc.Exit = &nestbox.Exit{Code: b.Exit.Code, Signal: b.Exit.Signal, Reason: nestbox.ExitReason(b.Exit.Reason), At: b.EndedAt}
+	}
+	return proc
+}
+
+// selector returns the selector that means this process and, as far as can be,
+// no other: a PID is not given to another process while the record is the
+// newest of that number.
+func selector(pid int) string { return strconv.Itoa(pid) }

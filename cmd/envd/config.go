@@ -1,0 +1,52 @@
+package main
+
+import (
+	"errors"
+	"flag"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"strconv"
+
+	"github.com/nestbox/nestbox/internal/sandbox"
+)
+
+// config is what envd is told when it starts.
+type config struct {
+	Listen   string     // TCP address; port 0 = any
+	PortFile string     // file to write the port to once envd listens; "" = none
+	LogLevel slog.Level // of what goes to standard error
+	Token    string     // required of every request; from the environment only
+}
+
+// errNoToken: without a token anybody in reach would own the capsule.
+var errNoToken = errors.New("refusing to start without a token in " + sandbox.EnvToken)
+
+// parseConfig reads the arguments and the environment, and removes the token
+// from the latter, so that no child inherits it.
+func parseConfig(args []string, output io.Writer) (config, error) {
+	cfg := config{
+		Listen:   net.JoinHostPort("0.0.0.0", strconv.Itoa(sandbox.EnvdPort)),
+		LogLevel: slog.LevelWarn,
+	}
+	flags := flag.NewFlagSet("envd", flag.ContinueOnError)
+	flags.SetOutput(output)
+	flags.StringVar(&cfg.Listen, "listen", cfg.Listen, "TCP `address` to listen on")
+	flags.StringVar(&cfg.PortFile, "port-file", cfg.PortFile, "`file` to write the port to once envd listens")
+	flags.TextVar(&cfg.LogLevel, "log-level", cfg.LogLevel, "log `level`: debug, info, warn or error")
+	if err := flags.Parse(args); err != nil {
+		return config{}, err
+	}
+	if flags.NArg() > 0 {
+		return config{}, errors.New("envd takes no arguments: " + flags.Arg(0))
+	}
+	cfg.Token = os.Getenv(sandbox.EnvToken)
+	if err := os.Unsetenv(sandbox.EnvToken); err != nil {
+		return config{}, err
+	}
+	if cfg.Token == "" {
+		return config{}, errNoToken
+	}
+	return cfg, nil
+}

@@ -1,0 +1,275 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/nestbox/nestbox"
+	"github.com/nestbox/nestbox/internal/api"
+	"github.com/nestbox/nestbox/internal/config"
+	"github.com/nestbox/nestbox/internal/control"
+	"github.com/nestbox/nestbox/internal/edge"
+	"github.com/nestbox/nestbox/internal/envdbin"
+	"github.com/nestbox/nestbox/internal/hostagent"
+	"github.com/nestbox/nestbox/internal/image"
+	"github.com/nestbox/nestbox/internal/sandbox/gvisor"
+	"github.com/nestbox/nestbox/internal/store"
+)
+
+// runUp is `nestbox up`: control plane and host agent in one process. It
+// returns when ctx ends or something it needs fails. Capsules go on.
+// ready is called once requests are answered.
+func runUp(ctx context.Context, cfg config.Up, log *slog.Logger, ready func(addr net.Addr)) (err error) {
+	var undo closers
+	defer func() { err = errors.Join(err, undo.close()) }()
+
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return err
+	}
+	unlock, err := lockDir(cfg.Dir)
+	if err != nil {
+		return err
+	}
+	undo.add(unlock)
+
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.Listen)
+	if err != nil {
+		return err
+	}
+	undo.add(ignoreClosed(listener.Close))
+
+	db, err := store.Open(ctx, databaseURL(cfg), log)
+	if err != nil {
+		return fmt.Errorf("open the database: %w", err)
+	}
+	undo.add(db.Close)
+
+	host, err := openHost(ctx, cfg, log, &undo)
+	if err != nil {
+		return err
+	}
+	ctl := control.New(control.Config{Store: db, Host: host, Log: log, Version: nestbox.Version})
+	if err := writeFirstKey(ctx, ctl, cfg.Dir); err != nil {
+		return err
+	}
+
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return endOfContext(ctl.Reconciler.Run(ctx)) })
+	group.Go(func() error { return serve(ctx, cfg, ctl, listener, log) })
+	ready(listener.Addr())
+	return group.Wait()
+}
+
+// openHost starts the host agent of this machine.
+func openHost(ctx context.Context, cfg config.Up, log *slog.Logger, undo *closers) (hostagent.Host, error) {
+	envd, err := envdbin.Find(filepath.Join(cfg.Dir, "bin"))
+	if err != nil {
+		return nil, err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	images, err := image.NewStore(filepath.Join(cfg.Dir, "images"))
+	if err != nil {
+		return nil, fmt.Errorf("prepare the templates: %w", err)
+	}
+	driver, err := gvisor.New(gvisor.Config{
+		StateDir: filepath.Join(cfg.Dir, "sandboxes"),
+		Envd:     envd,
+		Runsc:    []string{self},
+		Platform: cfg.Platform,
+		Log:      log,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("prepare gVisor: %w", err)
+	}
+	undo.add(driver.Close)
+	id, err := hostID(cfg.Dir)
+	if err != nil {
+		return nil, err
+	}
+	host, err := hostagent.Open(ctx, hostagent.Config{
+		Dir: filepath.Join(cfg.Dir, "host"),
+		Info: nestbox.HostInfo{
+			ID: id, Version: nestbox.Version, CPUs: runtime.NumCPU(), MemoryMB: memoryMB(),
+		},
+		Driver: driver,
+		Images: images,
+		Log:    log,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("find the capsules again: %w", err)
+	}
+	undo.add(host.Close)
+	return host, nil
+}
+
+// Limits of the HTTP server. There is none on how long an answer may take:
+// streams live as long as their readers.
+const (
+	headerTimeout = 10 * time.Second
+	idleTimeout   = 2 * time.Minute
+	maxHeader     = 64 << 10
+	drainFor      = 3 * time.Second
+)
+
+// serve answers requests until ctx ends, then gives those under way a moment.
+func serve(ctx context.Context, cfg config.Up, ctl *control.Control, listener net.Listener, log *slog.Logger) error {
+	_, port, err := net.SplitHostPort(listener.Addr().String())
+	if err != nil {
+		return err
+	}
+	apiHandler := api.New(api.Config{
+		Control: ctl,
+		Log:     log,
+		Version: nestbox.Version,
+		PortURL: func(id string, p uint16, token string) string {
+			return edge.URL("http", cfg.Domain, port, id, p, token)
+		},
+	})
+	front := edge.New(edge.Config{Domain: cfg.Domain, Ports: ctl.Ports, API: apiHandler, Log: log})
+	defer front.Close()
+
+	requests, hangUp := context.WithCancel(context.WithoutCancel(ctx))
+	defer hangUp()
+	server := &http.Server{
+		Handler:           front,
+		ReadHeaderTimeout: headerTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeader,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		BaseContext:       func(net.Listener) context.Context { return requests },
+	}
+	stopped := make(chan error, 1)
+	go func() {
+		<-ctx.Done()
+		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainFor)
+		defer cancel()
+		err := server.Shutdown(drain)
+		hangUp() // what still runs are streams: they resume elsewhere
+		if errors.Is(err, context.DeadlineExceeded) {
+			err = server.Close()
+		}
+		stopped <- err
+	}()
+	log.Info("listening", "address", listener.Addr().String())
+	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return <-stopped
+}
+
+func databaseURL(cfg config.Up) string {
+	if cfg.Database != "" {
+		return cfg.Database
+	}
+	return "sqlite:" + filepath.Join(cfg.Dir, "nestbox.db")
+}
+
+// hostID returns this host's id, made at the first start.
+func hostID(dir string) (string, error) {
+	path := filepath.Join(dir, "host-id")
+	data, err := os.ReadFile(path)
+	if err == nil && nestbox.ValidID(nestbox.PrefixHost, string(data)) {
+		return string(data), nil
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return "", err
+	}
+	id := nestbox.NewID(nestbox.PrefixHost)
+	return id, writeFile(path, id)
+}
+
+// writeFirstKey makes the first team and key of a new installation and puts
+// the key where only the owner of the server can read it. If the file is gone,
+// by hand or by a crash in between, a further key is made: the first one
+// cannot be shown again.
+func writeFirstKey(ctx context.Context, ctl *control.Control, dir string) error {
+	path := filepath.Join(dir, "api-key")
+	if _, err := os.Stat(path); err == nil {
+		return nil
+	}
+	secret, created, err := ctl.Keys.EnsureFirst(ctx)
+	if err == nil && !created {
+		secret, err = furtherKey(ctx, ctl.Keys)
+	}
+	if err != nil {
+		return fmt.Errorf("make the first API key: %w", err)
+	}
+	return writeFile(path, secret+"\n")
+}
+
+func furtherKey(ctx context.Context, keys *control.Keys) (string, error) {
+	teams, err := keys.Teams(ctx)
+	if err != nil {
+		return "", err
+	}
+	_, secret, err := keys.Create(ctx, teams[0].ID, "first, made again")
+	return secret, err
+}
+
+// writeFile writes a small private file whole or not at all.
+func writeFile(path, content string) error {
+	tmp := path + ".new"
+	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.WriteString(f, content)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(tmp, path)
+}
+
+// memoryMB returns the memory of this machine in MiB.
+func memoryMB() int {
+	var info syscall.Sysinfo_t
+	if err := syscall.Sysinfo(&info); err != nil {
+		return 0
+	}
+	return int(info.Totalram * uint64(info.Unit) >> 20)
+}
+
+// closers are undone in the reverse of the order in which they were added.
+type closers []func() error
+
+func (c *closers) add(f func() error) { *c = append(*c, f) }
+
+func (c *closers) close() error {
+	var errs []error
+	for i := len(*c) - 1; i >= 0; i-- {
+		errs = append(errs, (*c)[i]())
+	}
+	return errors.Join(errs...)
+}
+
+func ignoreClosed(f func() error) func() error {
+	return func() error {
+		if err := f(); !errors.Is(err, net.ErrClosed) {
+			return err
+		}
+		return nil
+	}
+}
+
+// endOfContext drops the error that only says that ctx ended.
+func endOfContext(err error) error {
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,155 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/nestbox/nestbox/internal/config"
+)
+
+// printWelcome tells how to reach the server: address, key and three commands
+// to paste.
+func printWelcome(w io.Writer, cfg config.Up, addr string) {
+	key, err := os.ReadFile(filepath.Join(cfg.Dir, "api-key"))
+	if err != nil {
+		fmt.Fprintf(w, "nestbox answers on http://%s (the API key cannot be read: %v)\n", addr, err)
+		return
+	}
+	self, err := os.Executable()
+	if err != nil {
+		self = "nestbox"
+	}
+	url := "http://" + reachable(addr)
+	fmt.Fprintf(w, `
+nestbox is up:  %[1]s   (API reference: %[1]s/docs)
+API key:        %[2]s   (kept in %[3]s)
+
+Paste these:
+
+  export NESTBOX_URL=%[1]s NESTBOX_API_KEY=%[2]s
+  C=$(%[4]s capsule create) && %[4]s exec -d --tag web "$C" -- python3 -m http.server 8000 && %[4]s ps "$C"
+  curl "$(%[4]s url "$C" 8000)"
+
+`, url, strings.TrimSpace(string(key)), filepath.Join(cfg.Dir, "api-key"), self)
+}
+
+// reachable turns a listen address into one that a client on this machine can
+// connect to.
+func reachable(addr string) string {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return addr
+	}
+	if ip := net.ParseIP(host); ip == nil || ip.IsUnspecified() {
+		host = "localhost"
+	}
+	return net.JoinHostPort(host, port)
+}
+
+func absolute(path string) string {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return path
+	}
+	return abs
+}
+
+// startIn bounds how long a detached server may take until it answers: finding
+// hundreds of capsules again takes a while.
+const startIn = 2 * time.Minute
+
+// upDetached starts `nestbox up` in a session of its own and returns when it
+// answers.
+func upDetached(ctx context.Context, cfg config.Up, out io.Writer) error {
+	ctx, cancel := context.WithTimeout(ctx, startIn)
+	defer cancel()
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return err
+	}
+	logPath := filepath.Join(cfg.Dir, "server.log")
+	logFile, err := os.OpenFile(logPath, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	defer logFile.Close()
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	// Not CommandContext: the server is to outlive this process.
+	cmd := exec.Command(self, upArgs(cfg)...)
+	cmd.Stdout, cmd.Stderr = logFile, logFile
+	cmd.Env = append(os.Environ(), "NESTBOX_DATABASE="+cfg.Database) // a password has no place in a command line
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	fmt.Fprintf(out, "starting the server (log: %s) ", logPath)
+	if err := awaitHealth(ctx, "http://"+reachable(cfg.Listen)+"/health", ended, out); err != nil {
+		return fmt.Errorf("%w; the last lines of %s:\n%s", err, logPath, lastLines(logPath, 10))
+	}
+	fmt.Fprintln(out, "ok")
+	printWelcome(out, cfg, cfg.Listen)
+	return nil
+}
+
+func upArgs(cfg config.Up) []string {
+	return []string{
+		"up", "--dir", cfg.Dir, "--listen", cfg.Listen, "--domain", cfg.Domain,
+		"--platform", cfg.Platform, "--log-level", cfg.LogLevel,
+	}
+}
+
+// awaitHealth returns when url answers 200, with a dot of progress now and
+// then.
+func awaitHealth(ctx context.Context, url string, ended <-chan error, out io.Writer) error {
+	for try := 0; ; try++ {
+		select {
+		case err := <-ended:
+			return errors.Join(errors.New("the server ended"), err)
+		case <-ctx.Done():
+			return fmt.Errorf("the server does not answer: %w", ctx.Err())
+		case <-time.After(50 * time.Millisecond):
+		}
+		if healthy(ctx, url) {
+			return nil
+		}
+		if try%20 == 19 {
+			fmt.Fprint(out, ".")
+		}
+	}
+}
+
+func healthy(ctx context.Context, url string) bool {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return false
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return false
+	}
+	defer res.Body.Close()
+	return res.StatusCode == http.StatusOK
+}
+
+func lastLines(path string, n int) string {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return err.Error()
+	}
+	lines := strings.Split(strings.TrimRight(string(data), "\n"), "\n")
+	return strings.Join(lines[max(0, len(lines)-n):], "\n")
+}

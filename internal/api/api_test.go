@@ -1,0 +1,157 @@
+package api
+
+import (
+	"bytes"
+	"encoding/json"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestHealthDocsAndDocument(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	var h health
+	r.call(http.MethodGet, "/health", "", apiKeyHeader, "").expect(http.StatusOK).decode(&h)
+	require.Equal(t, health{Status: "ok", Version: "1.2.3"}, h)
+	require.Equal(t, string(openAPI), string(r.call(http.MethodGet, "/openapi.yaml", "", apiKeyHeader, "").expect(http.StatusOK).body))
+	page := string(r.call(http.MethodGet, "/docs", "", apiKeyHeader, "").expect(http.StatusOK).body)
+	require.Contains(t, page, "/v1/capsules/{id}/exec/stream")
+	for _, foreign := range []string{"http://", "https://", "<script", "@import"} {
+		require.NotContains(t, strings.ReplaceAll(page, "http://8080-", ""), foreign)
+	}
+}
+
+func TestAuthentication(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	const path = "/v1/capsules/{id}"
+	for name, c := range map[string]struct {
+		header []string
+		want   string // message; "" = let in
+	}{
+		"key":           {nil, ""},
+		"E2B form":      {[]string{apiKeyHeader, "e2b_" + r.key[4:]}, ""},
+		"bearer":        {[]string{apiKeyHeader, "", "Authorization", "Bearer " + r.key}, ""},
+		"key wins":      {[]string{"Authorization", "Bearer nonsense"}, ""},
+		"none":          {[]string{apiKeyHeader, ""}, "X-API-Key or Authorization: Bearer <token> required"},
+		"empty bearer":  {[]string{apiKeyHeader, "", "Authorization", "Bearer "}, "X-API-Key or Authorization: Bearer <token> required"},
+		"basic":         {[]string{apiKeyHeader, "", "Authorization", "Basic " + r.key}, "X-API-Key or Authorization: Bearer <token> required"},
+		"wrong key":     {[]string{apiKeyHeader, "wrn_00000000000000000000000000000000"}, "invalid API key"},
+		"wrong bearer":  {[]string{apiKeyHeader, "", "Authorization", "Bearer x"}, "invalid API key"},
+		"bad key first": {[]string{apiKeyHeader, "x", "Authorization", "Bearer " + r.key}, "invalid API key"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			got := r.call(http.MethodGet, path, "", c.header...)
+			if c.want == "" {
+				got.expect(http.StatusOK)
+				return
+			}
+			require.Equal(t, c.want, got.fails(http.StatusUnauthorized, "unauthorized"))
+		})
+	}
+}
+
+func TestForeignCapsuleIsNotFound(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.start("web")
+	for _, op := range newServer(Config{}).operations() {
+		if !strings.Contains(op.Path, "{id}") || op.Responses["426"] != nil {
+			continue
+		}
+		t.Run(op.OperationID, func(t *testing.T) {
+			t.Parallel()
+			body, contentType := validBody(t, op)
+			path := strings.NewReplacer("{selector}", "web", "{port}", "80").Replace(op.Path) + "?path=/x"
+			got := r.request(op.Method, path, strings.NewReader(body), apiKeyHeader, r.other, "Content-Type", contentType)
+			require.Equal(t, "sandbox not found", got.fails(http.StatusNotFound, "not_found"))
+		})
+	}
+	r.call(http.MethodGet, "/v1/capsules/{id}/processes/web", "").expect(http.StatusOK) // and nothing happened to it
+}
+
+func TestNoRoute(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	require.Contains(t, r.call(http.MethodGet, "/v1/capsule", "").fails(http.StatusNotFound, "not_found"), "/v1/capsule")
+	r.call(http.MethodGet, "/", "").fails(http.StatusNotFound, "not_found")
+	got := r.call(http.MethodPut, "/v1/capsules/{id}", "")
+	got.fails(http.StatusMethodNotAllowed, "invalid_request")
+	require.Equal(t, "GET, DELETE", got.res.Header.Get("Allow"))
+}
+
+func TestRequestIDAndPanic(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	got := r.call(http.MethodPost, "/v1/capsules/{id}/exec", `{"cmd":"panic","background":true,"envs":{"TOKEN":"s3cret"}}`, requestIDHeader, "mine-1")
+	require.Equal(t, "internal error", got.fails(http.StatusInternalServerError, "internal_error"))
+	require.Equal(t, "mine-1", got.res.Header.Get(requestIDHeader))
+	require.Contains(t, r.log.String(), "request_id=mine-1")
+	require.Contains(t, r.log.String(), "as asked for")
+	for _, bad := range []string{"a b", strings.Repeat("x", 65), "a\tb"} {
+		id := r.call(http.MethodGet, "/health", "", requestIDHeader, bad).res.Header.Get(requestIDHeader)
+		require.Len(t, id, 16)
+	}
+	require.NotContains(t, r.log.String(), r.key)
+	require.NotContains(t, r.log.String(), "s3cret")
+}
+
+func TestCapsules(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	created := r.call(http.MethodPost, "/v1/capsules",
+		`{"template":"minimal","vcpus":2,"memory_mb":0,"disk_mb":-1,"pids_max":64,"timeout_sec":60,"metadata":{"a":"b"}}`).expect(http.StatusCreated)
+	var c capsule
+	created.decode(&c)
+	require.Equal(t, "running", c.Status)
+	require.Equal(t, []int{2, 512, 5120, 64, 60}, []int{c.VCPUs, c.MemoryMB, c.DiskMB, c.PidsMax, c.TimeoutSec})
+	require.Equal(t, map[string]string{"a": "b"}, c.Metadata)
+	var raw map[string]any
+	require.NoError(t, json.Unmarshal(created.body, &raw))
+	require.Regexp(t, `^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$`, raw["created_at"])
+
+	r.call(http.MethodPost, "/v1/capsules", "").expect(http.StatusCreated) // no body at all
+	var page []capsule
+	first := r.call(http.MethodGet, "/v1/capsules?limit=2", "").expect(http.StatusOK)
+	first.decode(&page)
+	require.Len(t, page, 2)
+	next := first.res.Header.Get("X-Next-Cursor")
+	require.NotEmpty(t, next)
+	last := r.call(http.MethodGet, "/v1/capsules?cursor="+next, "").expect(http.StatusOK)
+	last.decode(&page)
+	require.Len(t, page, 1)
+	require.Equal(t, r.capsule, page[0].ID)
+	require.Empty(t, last.res.Header.Get("X-Next-Cursor"))
+	require.Equal(t, "[]\n", string(r.call(http.MethodGet, "/v1/capsules", "", apiKeyHeader, r.other).expect(http.StatusOK).body))
+
+	r.call(http.MethodPost, "/v1/capsules/{id}/ping", "").expect(http.StatusNoContent)
+	for range 2 {
+		r.call(http.MethodDelete, "/v1/capsules/{id}", "").expect(http.StatusNoContent)
+	}
+	r.call(http.MethodGet, "/v1/capsules/{id}", "").expect(http.StatusOK).decode(&c)
+	require.Equal(t, "stopped", c.Status)
+	r.call(http.MethodGet, "/v1/capsules", "").expect(http.StatusOK).decode(&page)
+	require.Len(t, page, 2)
+	r.call(http.MethodGet, "/v1/capsules?all=true", "").expect(http.StatusOK).decode(&page)
+	require.Len(t, page, 3)
+	require.Equal(t, "sandbox is not running (status: stopped)", r.call(http.MethodPost, "/v1/capsules/{id}/ping", "").fails(http.StatusConflict, "invalid_state"))
+	require.Equal(t, "sandbox is not running (status: stopped)",
+		r.call(http.MethodPost, "/v1/capsules/{id}/exec", `{"cmd":"echo"}`).fails(http.StatusConflict, "invalid_state"))
+	unknown := "/v1/capsules/cl-0000000000000000000000000"
+	require.Equal(t, "sandbox not found", r.call(http.MethodGet, unknown, "").fails(http.StatusNotFound, "not_found"))
+	r.call(http.MethodDelete, unknown, "").fails(http.StatusNotFound, "not_found")
+	require.Equal(t, "template not found", r.call(http.MethodPost, "/v1/capsules", `{"template":"nope"}`).fails(http.StatusNotFound, "not_found"))
+}
+
+func TestSecondsAndOptional(t *testing.T) {
+	t.Parallel()
+	require.Nil(t, optional(seconds(time.Time{})))
+	b, err := json.Marshal(seconds(time.Date(2026, 1, 2, 3, 4, 5, 999, time.FixedZone("x", 3600))))
+	require.NoError(t, err)
+	require.Equal(t, `"2026-01-02T02:04:05Z"`, string(bytes.TrimSpace(b)))
+}

@@ -1,0 +1,177 @@
+package api
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"github.com/nestbox/nestbox"
+	"github.com/nestbox/nestbox/internal/control"
+)
+
+// capsule is a capsule on the wire, as Wrenn has it, with disk_mb, pids_max
+// and reason added.
+type capsule struct {
+	ID           string            `json:"id"`
+	Status       string            `json:"status" enum:"pending,starting,running,paused,hibernated,stopped,missing,error"`
+	Reason       string            `json:"reason,omitempty" doc:"Why it is in this status, if that needs saying"`
+	Template     string            `json:"template"`
+	VCPUs        int               `json:"vcpus"`
+	MemoryMB     int               `json:"memory_mb" doc:"MiB"`
+	DiskMB       int               `json:"disk_mb" doc:"MiB of the writable layer"`
+	PidsMax      int               `json:"pids_max" doc:"Most processes and threads at a time"`
+	TimeoutSec   int               `json:"timeout_sec" doc:"Inactivity limit in seconds; 0 = none"`
+	CreatedAt    time.Time         `json:"created_at"`
+	StartedAt    *time.Time        `json:"started_at,omitempty"`
+	LastActiveAt *time.Time        `json:"last_active_at,omitempty"`
+	LastUpdated  time.Time         `json:"last_updated"`
+	Metadata     map[string]string `json:"metadata,omitempty"`
+}
+
+func toCapsule(c nestbox.Capsule) capsule {
+	state := c.State
+	if state == nestbox.StateStopping {
+		state = nestbox.StateStopped
+	}
+	return capsule{
+		ID:           c.ID,
+		Status:       string(state),
+		Reason:       c.Reason,
+		Template:     c.Template,
+		VCPUs:        c.Resources.VCPUs,
+		MemoryMB:     c.Resources.MemoryMB,
+		DiskMB:       c.Resources.DiskMB,
+		PidsMax:      c.Resources.PidsMax,
+		TimeoutSec:   c.TimeoutSec,
+		CreatedAt:    seconds(c.CreatedAt),
+		StartedAt:    optional(seconds(c.StartedAt)),
+		LastActiveAt: optional(seconds(c.LastActiveAt)),
+		LastUpdated:  seconds(c.UpdatedAt),
+		Metadata:     c.Metadata,
+	}
+}
+
+// seconds is the precision of times in Wrenn's API.
+func seconds(t time.Time) time.Time { return t.UTC().Truncate(time.Second) }
+
+func optional(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	return &t
+}
+
+type createCapsuleBody struct {
+	Template   string            `json:"template,omitempty" doc:"What to start from; empty = minimal"`
+	VCPUs      int               `json:"vcpus,omitempty" doc:"0 or less = 1"`
+	MemoryMB   int               `json:"memory_mb,omitempty" doc:"MiB; 0 or less = 512"`
+	DiskMB     int               `json:"disk_mb,omitempty" doc:"MiB of the writable layer; 0 or less = 5120"`
+	PidsMax    int               `json:"pids_max,omitempty" doc:"Most processes and threads at a time; 0 or less = 4096"`
+	TimeoutSec int               `json:"timeout_sec,omitempty" doc:"Inactivity limit in seconds; 0 or less = none"`
+	Metadata   map[string]string `json:"metadata,omitempty" doc:"The caller's own notes, shown again; at most 64"`
+}
+
+type createCapsuleInput struct {
+	Body *createCapsuleBody
+}
+
+type capsuleOutput struct {
+	Body capsule
+}
+
+type listCapsulesInput struct {
+	All    bool   `query:"all" doc:"Also those that are stopped or failed"`
+	Limit  int    `query:"limit" minimum:"0" maximum:"1000" doc:"At most so many; 0 = 1000"`
+	Cursor string `query:"cursor" doc:"X-Next-Cursor of the page before"`
+}
+
+type listCapsulesOutput struct {
+	NextCursor string    `header:"X-Next-Cursor" doc:"Cursor of the next page, if there is one"`
+	Body       []capsule `nullable:"false"`
+}
+
+func exampleCapsule() capsule {
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	return capsule{
+		ID: "cl-0123456789abcdefghijklmno", Status: "running", Template: "minimal",
+		VCPUs: 1, MemoryMB: 512, DiskMB: 5120, PidsMax: 4096,
+		CreatedAt: at, StartedAt: &at, LastActiveAt: &at, LastUpdated: at,
+	}
+}
+
+func (s *server) registerCapsules() {
+	const tag = "Capsules"
+	register(s, operation{
+		id: "createCapsule", method: http.MethodPost, path: "/v1/capsules", tag: tag,
+		summary: "Create a capsule",
+		about:   "Answers when the capsule runs and takes commands. If the client goes away meanwhile, the capsule is made all the same.",
+		status:  http.StatusCreated,
+		request: createCapsuleBody{Template: "minimal", VCPUs: 1, MemoryMB: 512},
+		answer:  exampleCapsule(),
+		errors:  []int{http.StatusNotFound, http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable},
+	}, s.createCapsule)
+	register(s, operation{
+		id: "listCapsules", method: http.MethodGet, path: "/v1/capsules", tag: tag,
+		summary: "List capsules, newest first",
+		answer:  []capsule{exampleCapsule()},
+	}, s.listCapsules)
+	register(s, operation{
+		id: "getCapsule", method: http.MethodGet, path: "/v1/capsules/{id}", tag: tag,
+		summary: "Get a capsule", about: "Also one that is stopped.",
+		answer: exampleCapsule(),
+		errors: []int{http.StatusNotFound},
+	}, s.getCapsule)
+	register(s, operation{
+		id: "destroyCapsule", method: http.MethodDelete, path: "/v1/capsules/{id}", tag: tag,
+		summary: "Destroy a capsule", about: "Works from every status and may be repeated.",
+		status: http.StatusNoContent,
+		errors: []int{http.StatusNotFound, http.StatusBadGateway, http.StatusServiceUnavailable},
+	}, func(ctx context.Context, caller control.Caller, in *CapsulePath) (*nothing, error) {
+		return nil, s.control.Capsules.Destroy(ctx, caller, in.ID)
+	})
+	register(s, operation{
+		id: "pingCapsule", method: http.MethodPost, path: "/v1/capsules/{id}/ping", tag: tag,
+		summary: "Mark a capsule as in use", about: "Restarts its inactivity limit.",
+		status: http.StatusNoContent,
+		errors: []int{http.StatusNotFound, http.StatusConflict},
+	}, func(ctx context.Context, caller control.Caller, in *CapsulePath) (*nothing, error) {
+		return nil, s.control.Capsules.Ping(ctx, caller, in.ID)
+	})
+}
+
+func (s *server) createCapsule(ctx context.Context, caller control.Caller, in *createCapsuleInput) (*capsuleOutput, error) {
+	var body createCapsuleBody
+	if in.Body != nil {
+		body = *in.Body
+	}
+	c, err := s.control.Capsules.Create(ctx, caller, control.CreateCapsule{
+		Template:   body.Template,
+		Resources:  nestbox.Resources{VCPUs: body.VCPUs, MemoryMB: body.MemoryMB, DiskMB: body.DiskMB, PidsMax: body.PidsMax},
+		TimeoutSec: max(body.TimeoutSec, 0),
+		Metadata:   body.Metadata,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &capsuleOutput{Body: toCapsule(c)}, nil
+}
+
+func (s *server) listCapsules(ctx context.Context, caller control.Caller, in *listCapsulesInput) (*listCapsulesOutput, error) {
+	list, next, err := s.control.Capsules.List(ctx, caller, control.ListCapsules{All: in.All, Limit: in.Limit, Cursor: in.Cursor})
+	if err != nil {
+		return nil, err
+	}
+	out := &listCapsulesOutput{NextCursor: next, Body: make([]capsule, 0, len(list))}
+	for _, c := range list {
+		out.Body = append(out.Body, toCapsule(c))
+	}
+	return out, nil
+}
+
+func (s *server) getCapsule(ctx context.Context, caller control.Caller, in *CapsulePath) (*capsuleOutput, error) {
+	c, err := s.control.Capsules.Get(ctx, caller, in.ID)
+	if err != nil {
+		return nil, err
+	}
+	return &capsuleOutput{Body: toCapsule(c)}, nil
+}

@@ -1,0 +1,136 @@
+package api
+
+import (
+	"encoding/base64"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/coder/websocket"
+	"github.com/stretchr/testify/require"
+
+	"github.com/nestbox/nestbox/internal/guest"
+	"github.com/nestbox/nestbox/internal/guest/envd"
+)
+
+// newRealRig is a rig whose capsule is this machine: its processes are real.
+func newRealRig(t *testing.T, adjust ...func(*Config)) *rig {
+	t.Helper()
+	e, err := envd.New(envd.Config{})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, e.Close()) })
+	return newRigOver(t, func() guest.Guest { return e }, adjust...)
+}
+
+// shell starts a script in the background.
+func (r *rig) shell(tag, script string) {
+	r.t.Helper()
+	r.call(http.MethodPost, execPath, fmt.Sprintf(`{"cmd":"/bin/sh","args":["-c",%q],"background":true,"tag":%q}`, script, tag)).expect(http.StatusAccepted)
+}
+
+func TestRealExec(t *testing.T) {
+	t.Parallel()
+	r := newRealRig(t)
+	var out execResult
+	r.call(http.MethodPost, execPath, `{"cmd":"/bin/sh","args":["-c","echo $X; pwd; echo err >&2; exit 3"],"envs":{"X":"wörld"},"cwd":"/tmp"}`).
+		expect(http.StatusOK).decode(&out)
+	require.Equal(t, []any{"wörld\n/tmp\n", "err\n", 3, "exited"}, []any{out.Stdout, out.Stderr, out.ExitCode, out.Reason})
+
+	out = execResult{}
+	r.call(http.MethodPost, execPath, `{"cmd":"/bin/sh","args":["-c","sleep 1000 & echo so far; wait"],"timeout_sec":1}`).
+		expect(http.StatusOK).decode(&out)
+	require.Equal(t, []any{"so far\n", 137, "SIGKILL", "timeout"}, []any{out.Stdout, out.ExitCode, out.Signal, out.Reason})
+
+	require.NotEmpty(t, r.call(http.MethodPost, execPath, `{"cmd":"/no/such/program"}`).fails(http.StatusBadRequest, "invalid_request"))
+}
+
+// Readers that are cut and come back get every byte once.
+func TestRealReattach(t *testing.T) {
+	t.Parallel()
+	r := newRealRig(t)
+	const lines = 20000
+	r.shell("count", fmt.Sprintf(`i=0; while [ $i -lt %d ]; do echo "line $i"; i=$((i+1)); done`, lines))
+	var want strings.Builder
+	for i := range lines {
+		fmt.Fprintf(&want, "line %d\n", i)
+	}
+	var got strings.Builder
+	at, done := int64(0), false
+	for cut := 1; !done; cut++ {
+		p := r.dial("/v1/capsules/{id}/processes/count/stream?encoding=base64&since=" + strconv.FormatInt(at, 10))
+		p.expect(fields{"type": "start"})
+		for range cut {
+			m := p.next()
+			if m["type"] == "output_closed" {
+				done = true
+				break
+			}
+			if m["type"] == "stdout" {
+				b, err := base64.StdEncoding.DecodeString(m["data"].(string))
+				require.NoError(t, err)
+				require.EqualValues(t, at, m["offset"])
+				got.Write(b)
+				at = int64(m["end"].(float64))
+			}
+		}
+		_ = p.conn.CloseNow()
+	}
+	require.Equal(t, want.String(), got.String())
+	require.Equal(t, want.String(), string(r.call(http.MethodGet, "/v1/capsules/{id}/processes/count/logs", "").expect(http.StatusOK).body))
+}
+
+// The exit is told when the leader dies, though a descendant holds its output,
+// and a kill later takes that one as well.
+func TestRealExitAndKill(t *testing.T) {
+	t.Parallel()
+	r := newRealRig(t)
+	p := r.dial("/v1/capsules/{id}/exec/stream")
+	p.send(`{"type":"start","cmd":"/bin/sh","args":["-c","setsid sleep 1000 & echo $!; exit 3"],"tag":"left"}`)
+	p.expect(fields{"type": "start"})
+	pid, err := strconv.Atoi(strings.TrimSpace(p.next()["data"].(string)))
+	require.NoError(t, err)
+	p.expect(fields{"type": "exit", "exit_code": 3, "reason": "exited"})
+	require.NoError(t, syscall.Kill(pid, 0))
+	r.call(http.MethodDelete, "/v1/capsules/{id}/processes/left", "").expect(http.StatusNoContent)
+	p.expect(fields{"type": "output_closed"})
+	p.closed(websocket.StatusNormalClosure)
+	require.Eventually(t, func() bool { return syscall.Kill(pid, 0) == syscall.ESRCH }, patience, time.Millisecond)
+}
+
+// Whoever leaves a stream of its own kills what it started, all of it.
+func TestRealDisconnect(t *testing.T) {
+	t.Parallel()
+	r := newRealRig(t)
+	p := r.dial("/v1/capsules/{id}/exec/stream")
+	p.send(`{"type":"start","cmd":"/bin/sh","args":["-c","setsid sleep 1000 & echo $!; wait"],"tag":"tree"}`)
+	p.expect(fields{"type": "start"})
+	pid, err := strconv.Atoi(strings.TrimSpace(p.next()["data"].(string)))
+	require.NoError(t, err)
+	_ = p.conn.CloseNow()
+	var rec process
+	r.call(http.MethodGet, "/v1/capsules/{id}/processes/tree?wait=1m", "").expect(http.StatusOK).decode(&rec)
+	require.Equal(t, "killed", rec.Exit.Reason)
+	require.Eventually(t, func() bool { return syscall.Kill(pid, 0) == syscall.ESRCH }, patience, time.Millisecond)
+}
+
+func TestRealStdinAndFiles(t *testing.T) {
+	t.Parallel()
+	r := newRealRig(t)
+	p := r.dial("/v1/capsules/{id}/exec/stream?encoding=base64")
+	p.send(`{"type":"start","cmd":"cat","stdin":true}`)
+	p.expect(fields{"type": "start"})
+	p.send(`{"type":"stdin","data":"AP8=","eof":true}`)
+	p.expect(fields{"type": "stdout", "data": "AP8="})
+	p.expect(fields{"type": "exit", "exit_code": 0})
+
+	path := t.TempDir() + "/new/f"
+	content := strings.Repeat("\x00\xff", 1<<20)
+	r.request(http.MethodPost, "/v1/capsules/{id}/files/write", strings.NewReader(form(file(content), field("path", path))), "Content-Type", formType).
+		expect(http.StatusNoContent)
+	require.Equal(t, content, string(r.request(http.MethodGet, "/v1/capsules/{id}/files?path="+path, nil).expect(http.StatusOK).body))
+	r.call(http.MethodPost, "/v1/capsules/{id}/files/read", `{"path":"`+path+`x"}`).fails(http.StatusNotFound, "not_found")
+}

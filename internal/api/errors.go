@@ -1,0 +1,165 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"strings"
+	"sync"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/nestbox/nestbox"
+)
+
+// errorBody is the body of every error, with the code names of Wrenn's API.
+type errorBody struct {
+	Detail errorDetail `json:"error"`
+	status int
+}
+
+type errorDetail struct {
+	Code    string `json:"code" doc:"What kind of error it is, for programs" example:"not_found"`
+	Message string `json:"message" doc:"What is wrong, for people" example:"sandbox not found"`
+}
+
+func (e *errorBody) Error() string  { return e.Detail.Message }
+func (e *errorBody) GetStatus() int { return e.status }
+
+// failure is how a code looks on the wire.
+type failure struct {
+	status int
+	code   string
+}
+
+// failures is the one table from codes to HTTP. An exhausted quota is 429; a
+// full disk, also CodeExhausted, is 507 (see diskFull).
+var failures = map[nestbox.Code]failure{
+	nestbox.CodeInvalid:         {http.StatusBadRequest, "invalid_request"},
+	nestbox.CodeUnauthenticated: {http.StatusUnauthorized, "unauthorized"},
+	nestbox.CodeDenied:          {http.StatusForbidden, "forbidden"},
+	nestbox.CodeNotFound:        {http.StatusNotFound, "not_found"},
+	nestbox.CodeConflict:        {http.StatusConflict, "conflict"},
+	nestbox.CodeInvalidState:    {http.StatusConflict, "invalid_state"},
+	nestbox.CodeTooLarge:        {http.StatusRequestEntityTooLarge, "too_large"},
+	nestbox.CodeExhausted:       {http.StatusTooManyRequests, "exhausted"},
+	nestbox.CodeUnavailable:     {http.StatusServiceUnavailable, "host_unavailable"},
+	nestbox.CodeTimeout:         {http.StatusGatewayTimeout, "timeout"},
+	nestbox.CodeCanceled:        {statusClientClosedRequest, "canceled"},
+	nestbox.CodeUnsupported:     {http.StatusNotImplemented, "unsupported"},
+	nestbox.CodeGuest:           {http.StatusBadGateway, "agent_error"},
+	nestbox.CodeInternal:        {http.StatusInternalServerError, "internal_error"},
+}
+
+// statusClientClosedRequest is nginx's status for a client that went away;
+// nobody sees it but the log.
+const statusClientClosedRequest = 499
+
+// toBody turns any error into what the client sees, and logs what it does not.
+func (s *server) toBody(ctx context.Context, err error) *errorBody {
+	if body := (*errorBody)(nil); errors.As(err, &body) {
+		return body
+	}
+	code := nestbox.CodeOf(err)
+	if code == nestbox.CodeInternal && ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+		code = nestbox.CodeCanceled
+	}
+	f, known := failures[code]
+	if !known || code == nestbox.CodeInternal {
+		f = failures[nestbox.CodeInternal]
+		s.log.LogAttrs(ctx, slog.LevelError, "internal error", requestAttr(ctx), slog.Any("error", err), slog.Any("cause", errors.Unwrap(err)))
+		return &errorBody{status: f.status, Detail: errorDetail{f.code, "internal error"}}
+	}
+	return &errorBody{status: f.status, Detail: errorDetail{f.code, messageOf(err)}}
+}
+
+// messageOf returns the text of the first nestbox.Error in the chain: what
+// wraps it was meant for the log.
+func messageOf(err error) string {
+	if e := (*nestbox.Error)(nil); errors.As(err, &e) {
+		return e.Message
+	}
+	return "the client went away"
+}
+
+// fail answers a request of a route that huma does not serve.
+func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
+	body := s.toBody(r.Context(), err)
+	if body.status == http.StatusUnauthorized {
+		w.Header().Set("WWW-Authenticate", "Bearer")
+	}
+	h := w.Header()
+	h.Del("Content-Length")
+	h.Set("Content-Type", "application/json")
+	w.WriteHeader(body.status)
+	_ = json.NewEncoder(w).Encode(body) // the client went away: nobody is left to tell
+}
+
+// diskFull shows what a write to a full disk is: not a request too many.
+func diskFull(err error) error {
+	if nestbox.CodeOf(err) != nestbox.CodeExhausted {
+		return err
+	}
+	return &errorBody{status: http.StatusInsufficientStorage, Detail: errorDetail{"exhausted", messageOf(err)}}
+}
+
+func (s *server) notFound(w http.ResponseWriter, r *http.Request) {
+	s.fail(w, r, nestbox.Errorf(nestbox.CodeNotFound, "no such route: %s %.200s", r.Method, r.URL.Path))
+}
+
+func (s *server) methodNotAllowed(w http.ResponseWriter, r *http.Request) {
+	allowed := s.methodsOf(r)
+	w.Header().Set("Allow", strings.Join(allowed, ", "))
+	s.fail(w, r, &errorBody{
+		status: http.StatusMethodNotAllowed,
+		Detail: errorDetail{"invalid_request", fmt.Sprintf("%s is not possible here; %s is", r.Method, strings.Join(allowed, " or "))},
+	})
+}
+
+// useErrorBody makes huma answer in our form. huma keeps this in a package
+// variable, so it is set once for all servers of the program.
+var useErrorBody = sync.OnceFunc(func() {
+	huma.NewError = func(status int, msg string, errs ...error) huma.StatusError {
+		return newHumaError(status, msg, errs)
+	}
+})
+
+// newHumaError turns what huma found wrong with a request into one message that
+// says what and where, but repeats no values: they may be secret.
+func newHumaError(status int, msg string, errs []error) *errorBody {
+	switch {
+	case status == http.StatusRequestEntityTooLarge:
+		return &errorBody{status: status, Detail: errorDetail{"too_large", msg}}
+	case status >= http.StatusInternalServerError:
+		return &errorBody{status: status, Detail: errorDetail{"internal_error", "internal error"}}
+	case status == http.StatusUnprocessableEntity:
+		status = http.StatusBadRequest
+	}
+	const most = 5
+	var what []string
+	for _, err := range errs {
+		if len(what) == most {
+			what = append(what, fmt.Sprintf("and %d more", len(errs)-most))
+			break
+		}
+		what = append(what, describe(err))
+	}
+	if len(what) > 0 {
+		msg = strings.Join(what, "; ")
+	}
+	return &errorBody{status: status, Detail: errorDetail{"invalid_request", msg}}
+}
+
+func describe(err error) string {
+	d := (*huma.ErrorDetail)(nil)
+	if !errors.As(err, &d) {
+		return err.Error()
+	}
+	if d.Location == "" {
+		return d.Message
+	}
+	return d.Location + ": " + d.Message
+}

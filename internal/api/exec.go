@@ -1,0 +1,141 @@
+package api
+
+import (
+	"context"
+	"encoding/base64"
+	"net/http"
+	"time"
+	"unicode/utf8"
+
+	"github.com/nestbox/nestbox"
+	"github.com/nestbox/nestbox/internal/control"
+)
+
+// defaultExecTimeout is Wrenn's, for foreground commands that set none.
+const defaultExecTimeout = 30 * time.Second
+
+// Command is what can be asked of a process by every way to start one.
+type Command struct {
+	Cmd        string            `json:"cmd" doc:"A path, or a name looked up in PATH"`
+	Args       []string          `json:"args,omitempty" doc:"Arguments after the command's own name"`
+	Envs       map[string]string `json:"envs,omitempty" doc:"Added to the environment"`
+	Cwd        string            `json:"cwd,omitempty" doc:"Absolute; empty = the user's home"`
+	User       string            `json:"user,omitempty" doc:"Name or number; empty = root"`
+	Tag        string            `json:"tag,omitempty" doc:"A name, unique among the live processes; empty = a new proc-<8 hex>"`
+	TimeoutSec int               `json:"timeout_sec,omitempty" minimum:"0" maximum:"31536000" doc:"The whole process tree is killed after so many seconds. 0 = 30 in the foreground, none otherwise"`
+	Stdin      bool              `json:"stdin,omitempty" doc:"Keep standard input open for writing; otherwise it is /dev/null"`
+}
+
+func (c Command) spec() nestbox.ProcessSpec {
+	return nestbox.ProcessSpec{
+		Cmd: c.Cmd, Args: c.Args, Env: c.Envs, Cwd: c.Cwd, User: c.User, Tag: c.Tag,
+		Timeout: time.Duration(c.TimeoutSec) * time.Second, Stdin: c.Stdin,
+	}
+}
+
+type execBody struct {
+	Command
+	Background bool `json:"background,omitempty" doc:"Answer as soon as the program runs"`
+}
+
+type execInput struct {
+	CapsulePath
+	Body execBody
+}
+
+type execOutput struct {
+	Status int
+	Body   any
+}
+
+// execResult is the answer of a foreground command.
+type execResult struct {
+	SandboxID  string `json:"sandbox_id"`
+	Cmd        string `json:"cmd"`
+	PID        int    `json:"pid"`
+	Stdout     string `json:"stdout"`
+	Stderr     string `json:"stderr"`
+	ExitCode   int    `json:"exit_code" doc:"Exit status, or 128 + the signal's number"`
+	DurationMS int64  `json:"duration_ms"`
+	Encoding   string `json:"encoding" enum:"utf-8,base64" doc:"Of stdout and stderr: base64 if either is not UTF-8"`
+	Signal     string `json:"signal,omitempty" doc:"The signal that ended it"`
+	Reason     string `json:"reason" enum:"exited,signalled,killed,timeout,oom"`
+	Truncated  bool   `json:"truncated,omitempty" doc:"There was more output than is returned here (32 MiB)"`
+}
+
+// execStarted is the answer of a background command.
+type execStarted struct {
+	SandboxID string `json:"sandbox_id"`
+	Cmd       string `json:"cmd"`
+	PID       int    `json:"pid"`
+	Tag       string `json:"tag"`
+}
+
+func (s *server) registerExec() {
+	o := operation{
+		id: "execCommand", method: http.MethodPost, path: "/v1/capsules/{id}/exec", tag: "Processes",
+		summary: "Run a command",
+		about: "In the foreground the answer (200) comes when the command has ended. One that runs into its timeout answers 200 too, " +
+			"with `reason` `timeout`, `exit_code` 137 and the output so far; its whole process tree is killed. If the client goes away, the command runs on.\n\n" +
+			"In the background the answer (202) comes as soon as the program runs; a program that cannot be started is 400.",
+		request: execBody{Command: Command{Cmd: "python3", Args: []string{"-m", "http.server", "8080"}, Tag: "web"}, Background: true},
+		errors:  append([]int{http.StatusTooManyRequests}, capsuleErrors...),
+	}
+	register(s, o, s.exec)
+	op := s.documented(o)
+	op.Responses["200"].Content = s.jsonContent(execResult{
+		SandboxID: exampleCapsule().ID, Cmd: "echo", PID: 7, Stdout: "hello\n", DurationMS: 3, Encoding: "utf-8", Reason: "exited",
+	})
+	accepted := errorResponse(http.StatusAccepted)
+	accepted.Content = s.jsonContent(execStarted{SandboxID: exampleCapsule().ID, Cmd: "python3", PID: 7, Tag: "web"})
+	op.Responses["202"] = accepted
+}
+
+func (s *server) exec(ctx context.Context, caller control.Caller, in *execInput) (*execOutput, error) {
+	spec := in.Body.spec()
+	if err := spec.Validate(); err != nil {
+		return nil, err
+	}
+	if in.Body.Background {
+		return s.execBackground(ctx, caller, in.ID, spec)
+	}
+	if spec.Timeout == 0 {
+		spec.Timeout = defaultExecTimeout
+	}
+	res, err := s.control.Processes.Exec(ctx, caller, in.ID, spec)
+	if err != nil {
+		return nil, err
+	}
+	out := execResult{
+		SandboxID: in.ID, Cmd: spec.Cmd, PID: res.Process.PID,
+		DurationMS: res.Duration.Milliseconds(), Truncated: res.Truncated,
+	}
+	out.Stdout, out.Stderr, out.Encoding = encodeStreams(res.Stdout, res.Stderr)
+	if exit := res.Process.Exit; exit != nil {
+		out.ExitCode, out.Signal, out.Reason = exit.Code, exit.Signal, string(exit.Reason)
+	}
+	return &execOutput{Status: http.StatusOK, Body: out}, nil
+}
+
+// encodeStreams returns both outputs as text, or both as base64.
+func encodeStreams(stdout, stderr []byte) (out, errs, encoding string) {
+	if utf8.Valid(stdout) && utf8.Valid(stderr) {
+		return string(stdout), string(stderr), "utf-8"
+	}
+	return base64.StdEncoding.EncodeToString(stdout), base64.StdEncoding.EncodeToString(stderr), "base64"
+}
+
+func (s *server) execBackground(ctx context.Context, caller control.Caller, id string, spec nestbox.ProcessSpec) (*execOutput, error) {
+	g, err := s.control.Capsules.Guest(ctx, caller, id)
+	if err != nil {
+		return nil, err
+	}
+	p, _, err := g.Processes().Start(ctx, spec, nil)
+	if err != nil {
+		return nil, err
+	}
+	return &execOutput{
+		Status: http.StatusAccepted,
+		Body:   execStarted{SandboxID: id, Cmd: spec.Cmd, PID: p.PID, Tag: p.Tag},
+	}, nil
+}

@@ -1,0 +1,275 @@
+package api
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/nestbox/nestbox"
+	"github.com/nestbox/nestbox/internal/guest"
+)
+
+// Headers and trailers of plain output.
+const (
+	headerStart = "X-Output-Start-Offset"
+	headerEnd   = "X-Output-End-Offset"
+	headerGaps  = "X-Output-Gaps"
+)
+
+// maxGaps bounds what headerGaps lists.
+const maxGaps = 100
+
+type logsInput struct {
+	ProcessPath
+	Since    string `query:"since" doc:"Where to begin: start (the oldest byte kept), now, or a byte offset; empty = start"`
+	Tail     int64  `query:"tail" minimum:"0" doc:"Begin so many bytes before the current end; not together with since"`
+	Follow   bool   `query:"follow" doc:"Go on with what comes, until output_closed; otherwise the answer ends where the log stands now"`
+	Stream   string `query:"stream" enum:"stdout,stderr" doc:"Only this one; empty = both, in the order they were read"`
+	Encoding string `query:"encoding" enum:"utf-8,base64" doc:"Of data in Server-Sent Events"`
+	LastID   string `header:"Last-Event-ID" doc:"Where Server-Sent Events go on; wins over since"`
+}
+
+func (s *server) registerLogs() {
+	op := registerRaw(s, s.raw, operation{
+		id: "processLogs", method: http.MethodGet, path: "/v1/capsules/{id}/processes/{selector}/logs", tag: "Streams",
+		summary: "Read the output of a process",
+		about: "As plain bytes, or as Server-Sent Events with `Accept: text/event-stream`: their data is a message of the process stream, their id where to resume.\n\n" +
+			"Plain bytes begin at the offset in `X-Output-Start-Offset`. Output that is no longer kept cannot be shown among them: the trailer `X-Output-Gaps` " +
+			"lists it as `from-to,…`, and `X-Output-End-Offset` (a header, or a trailer if the answer ends with the log) says where to resume. An answer that breaks off is cut " +
+			"without its final chunk. The process never waits for the client.",
+		errors: capsuleErrors,
+		sample: `curl -N -H "X-API-Key: $NESTBOX_API_KEY" "$NESTBOX_URL/v1/capsules/$CAPSULE/processes/web/logs?follow=true"`,
+	}, s.logs)
+	offset := func(what string) *huma.Header {
+		return &huma.Header{Description: what, Schema: &huma.Schema{Type: huma.TypeInteger, Format: "int64"}}
+	}
+	op.Responses["200"].Content = binaryContent()
+	op.Responses["200"].Content["text/event-stream"] = &huma.MediaType{
+		Schema:  &huma.Schema{Type: huma.TypeString},
+		Example: "id: 6\ndata: {\"type\":\"stdout\",\"data\":\"hello\\n\",\"offset\":0,\"end\":6}\n\n",
+	}
+	op.Responses["200"].Headers = map[string]*huma.Header{
+		headerStart: offset("Offset of the first byte"),
+		headerEnd:   offset("Where to resume"),
+		headerGaps:  {Description: "Trailer: what was no longer kept", Schema: &huma.Schema{Type: huma.TypeString}},
+	}
+}
+
+func (s *server) logs(w http.ResponseWriter, r *http.Request, in *logsInput) error {
+	events := strings.Contains(r.Header.Get("Accept"), "text/event-stream")
+	since, err := in.since(events)
+	if err != nil {
+		return err
+	}
+	procs, sel, err := s.processes(r.Context(), callerOf(r.Context()), in.ProcessPath)
+	if err != nil {
+		return err
+	}
+	p, reader, err := attach(r.Context(), procs, sel, guest.Attach{Since: since})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = reader.Close() }()
+	t := &transcript{
+		s: s, w: w, r: r, reader: reader, only: nestbox.Stream(in.Stream), follow: in.Follow,
+		start: startOf(since, p.Output), end: p.Output.End,
+	}
+	if p.Output.Closed {
+		t.follow = true // it ends by itself, and with its exit
+	}
+	if events {
+		t.events(in.Encoding == encodingBase64)
+	} else {
+		t.plain()
+	}
+	return nil
+}
+
+// since combines the three ways to say where to begin.
+func (in *logsInput) since(events bool) (nestbox.Since, error) {
+	text := in.Since
+	if events && in.LastID != "" {
+		text = in.LastID
+		in.Tail = 0
+	}
+	since, err := nestbox.ParseSince(text)
+	if err == nil && text != "" && in.Tail > 0 {
+		err = nestbox.Errorf(nestbox.CodeInvalid, "since and tail cannot be used together")
+	}
+	since.Tail = in.Tail
+	return since, err
+}
+
+// startOf returns the offset that a reader will begin at, as the log stands.
+func startOf(since nestbox.Since, log nestbox.OutputState) int64 {
+	switch {
+	case since.Now:
+		return log.End
+	case since.Tail > 0:
+		return max(log.Start, log.End-since.Tail)
+	default:
+		return max(log.Start, since.Offset)
+	}
+}
+
+// transcript writes one reader's view of a log as an HTTP answer.
+type transcript struct {
+	s      *server
+	w      http.ResponseWriter
+	r      *http.Request
+	reader guest.OutputReader
+	only   nestbox.Stream
+	follow bool // to the end of the log for good, rather than to end
+	start  int64
+	end    int64
+	at     int64 // offset that was reached
+	gaps   []string
+}
+
+// each calls do with the events up to the end. A log that breaks off breaks
+// off the answer.
+func (t *transcript) each(do func(nestbox.OutputEvent) error) {
+	t.at = t.start
+	for t.follow || t.at < t.end {
+		ev, err := t.reader.Next(t.r.Context())
+		if errors.Is(err, io.EOF) {
+			return
+		}
+		if err == nil {
+			ev = t.cut(ev)
+			t.at = max(t.at, ev.End())
+			err = do(ev)
+		}
+		if err != nil {
+			t.s.abort(t.r, "output of a process broke off", err)
+		}
+	}
+}
+
+// cut takes away what is beyond the end of an answer that does not follow.
+func (t *transcript) cut(ev nestbox.OutputEvent) nestbox.OutputEvent {
+	if !t.follow && ev.Kind == nestbox.EventData && ev.End() > t.end {
+		ev.Data = ev.Data[:max(0, t.end-ev.Offset)]
+	}
+	return ev
+}
+
+func (t *transcript) plain() {
+	h := t.w.Header()
+	h.Set("Content-Type", "application/octet-stream")
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set(headerStart, strconv.FormatInt(t.start, 10))
+	h.Set("Trailer", headerGaps)
+	if t.follow {
+		h.Add("Trailer", headerEnd)
+	} else {
+		h.Set(headerEnd, strconv.FormatInt(max(t.start, t.end), 10))
+	}
+	flush := http.NewResponseController(t.w).Flush
+	_ = flush()
+	t.each(func(ev nestbox.OutputEvent) error {
+		switch {
+		case ev.Kind == nestbox.EventGap:
+			t.gap(ev)
+		case ev.Kind == nestbox.EventData && (t.only == "" || t.only == ev.Stream):
+			if _, err := t.w.Write(ev.Data); err != nil {
+				return err
+			}
+			return flush()
+		}
+		return nil
+	})
+	if t.follow {
+		h.Set(headerEnd, strconv.FormatInt(t.at, 10))
+	}
+	if len(t.gaps) > 0 {
+		h.Set(headerGaps, strings.Join(t.gaps, ","))
+	}
+}
+
+func (t *transcript) gap(ev nestbox.OutputEvent) {
+	switch {
+	case len(t.gaps) < maxGaps:
+		t.gaps = append(t.gaps, fmt.Sprintf("%d-%d", ev.Offset, ev.To))
+	case len(t.gaps) == maxGaps:
+		t.gaps = append(t.gaps, "...")
+	}
+}
+
+// events writes Server-Sent Events.
+func (t *transcript) events(base64 bool) {
+	h := t.w.Header()
+	h.Set("Content-Type", "text/event-stream")
+	h.Set("Cache-Control", "no-store")
+	h.Set("X-Accel-Buffering", "no") // nginx
+	out := &eventWriter{w: t.w, flush: http.NewResponseController(t.w).Flush}
+	_ = out.comment()
+	stop := out.keepAlive(t.s.cfg.EventInterval)
+	defer stop()
+	frames := newFramer(base64, t.only, out.event)
+	t.each(frames.event)
+	_ = frames.flush() // the client may be gone
+}
+
+// eventWriter writes events and comments, by several goroutines.
+type eventWriter struct {
+	mu    sync.Mutex
+	w     io.Writer
+	flush func() error
+	buf   bytes.Buffer
+}
+
+func (e *eventWriter) event(frame any, at int64) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.buf.Reset()
+	fmt.Fprintf(&e.buf, "id: %d\ndata: ", at)
+	if err := encodeFrame(&e.buf, frame); err != nil {
+		return err
+	}
+	e.buf.WriteString("\n\n")
+	return e.write()
+}
+
+func (e *eventWriter) comment() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.buf.Reset()
+	e.buf.WriteString(": ping\n\n")
+	return e.write()
+}
+
+func (e *eventWriter) write() error {
+	if _, err := e.w.Write(e.buf.Bytes()); err != nil {
+		return err
+	}
+	return e.flush()
+}
+
+// keepAlive writes comments, which keep a quiet stream alive through proxies,
+// until stop is called, which waits for the last one.
+func (e *eventWriter) keepAlive(interval time.Duration) (stop func()) {
+	quit, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		ticker := time.NewTicker(interval)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-ticker.C:
+				_ = e.comment() // the next event finds out that the client is gone
+			case <-quit:
+				return
+			}
+		}
+	}()
+	return func() { close(quit); <-done }
+}

@@ -1,0 +1,226 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/coder/websocket"
+
+	"github.com/nestbox/nestbox"
+	"github.com/nestbox/nestbox/internal/control"
+)
+
+// maxMessage bounds one message from a client.
+const maxMessage = 2 << 20
+
+// closeUnauthorized is the close code of a WebSocket whose client sent no
+// valid key.
+const closeUnauthorized websocket.StatusCode = 4401
+
+// errPeerGone is why a socket's context ended when its client left.
+var errPeerGone = errors.New("the WebSocket's client went away")
+
+// socket is one WebSocket with a live client. A slow client makes send wait,
+// and so slows nobody but its own stream.
+type socket struct {
+	s      *server
+	conn   *websocket.Conn
+	ctx    context.Context // ends when the client leaves or the server stops
+	cancel context.CancelCauseFunc
+	in     chan []byte    // messages from the client, closed when it leaves
+	wg     sync.WaitGroup // of everything that close waits for
+	life   atomic.Int64   // when the client last showed life, in Unix nanoseconds
+	busy   atomic.Bool    // a message waits to be taken, so that no pong can be seen
+}
+
+// checkUpgrade refuses, with a JSON error, what is no WebSocket handshake.
+func checkUpgrade(r *http.Request) error {
+	if r.ProtoMajor != 1 || !hasToken(r.Header, "Connection", "upgrade") || !hasToken(r.Header, "Upgrade", "websocket") {
+		return &errorBody{
+			status: http.StatusUpgradeRequired,
+			Detail: errorDetail{"invalid_request", "this is a WebSocket: connect with an HTTP/1.1 upgrade"},
+		}
+	}
+	if r.Header.Get("Sec-WebSocket-Version") != "13" || len(r.Header.Get("Sec-WebSocket-Key")) != 24 {
+		return nestbox.Errorf(nestbox.CodeInvalid, "bad WebSocket handshake: Sec-WebSocket-Version must be 13 and Sec-WebSocket-Key 16 bytes in base64")
+	}
+	return nil
+}
+
+func hasToken(h http.Header, name, token string) bool {
+	for _, v := range h.Values(name) {
+		for t := range strings.SplitSeq(v, ",") {
+			if strings.EqualFold(strings.TrimSpace(t), token) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// accept upgrades a checked request and finds out who calls. If it returns nil,
+// the request is answered. Any Origin may connect: what lets a caller in is an
+// API key, which no browser sends by itself.
+func (s *server) accept(w http.ResponseWriter, r *http.Request) (*socket, control.Caller) {
+	conn, err := websocket.Accept(w, r, &websocket.AcceptOptions{InsecureSkipVerify: true})
+	if err != nil {
+		return nil, control.Caller{} // Accept has answered
+	}
+	conn.SetReadLimit(maxMessage)
+	ctx, cancel := context.WithCancelCause(r.Context())
+	k := &socket{s: s, conn: conn, ctx: ctx, cancel: cancel, in: make(chan []byte)}
+	k.alive()
+	k.wg.Go(k.receive)
+	k.wg.Go(k.ping)
+	caller, err := k.authenticate(r.Header)
+	if err != nil {
+		k.fail(err)
+		return nil, control.Caller{}
+	}
+	return k, caller
+}
+
+func (k *socket) alive() { k.life.Store(time.Now().UnixNano()) }
+
+// receive hands on the client's messages until it leaves.
+func (k *socket) receive() {
+	defer close(k.in)
+	for {
+		_, msg, err := k.conn.Read(k.ctx)
+		if err != nil {
+			k.cancel(errPeerGone)
+			return
+		}
+		k.alive()
+		k.busy.Store(true)
+		select {
+		case k.in <- msg:
+		case <-k.ctx.Done():
+			return
+		}
+		k.busy.Store(false)
+	}
+}
+
+// ping keeps quiet streams alive through proxies, and finds out when the client
+// has vanished without a word. Whoever takes data or answers pings is alive; a
+// client that stalls is so for PongTimeout.
+func (k *socket) ping() {
+	ticker := time.NewTicker(k.s.cfg.PingInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ticker.C:
+		case <-k.ctx.Done():
+			return
+		}
+		ctx, cancel := context.WithTimeout(k.ctx, k.s.cfg.PingInterval)
+		err := k.conn.Ping(ctx)
+		cancel()
+		silent := time.Since(time.Unix(0, k.life.Load()))
+		switch {
+		case err == nil:
+			k.alive()
+		case !errors.Is(err, context.DeadlineExceeded), // the connection is broken
+			!k.busy.Load() && silent >= k.s.cfg.PongTimeout:
+			k.cancel(errPeerGone)
+			return
+		}
+	}
+}
+
+// authenticate takes the key of the handshake, or else waits for a first
+// message that brings it. A wrong key in the handshake counts as none, as in
+// Wrenn's API.
+func (k *socket) authenticate(h http.Header) (control.Caller, error) {
+	why := error(errNoCredential)
+	if secret, ok := credential(h); ok {
+		caller, err := k.s.control.Keys.Authenticate(k.ctx, secret)
+		if err == nil {
+			return caller, nil
+		}
+		why = err
+	}
+	timeout := time.NewTimer(k.s.cfg.AuthTimeout)
+	defer timeout.Stop()
+	select {
+	case msg, ok := <-k.in:
+		var auth struct{ Type, Token string }
+		if !ok || json.Unmarshal(msg, &auth) != nil || auth.Type != "auth" {
+			return control.Caller{}, why
+		}
+		return k.s.control.Keys.Authenticate(k.ctx, auth.Token)
+	case <-timeout.C:
+		return control.Caller{}, why
+	case <-k.ctx.Done():
+		return control.Caller{}, context.Cause(k.ctx)
+	}
+}
+
+// send writes one frame. It waits while the client does not take it, and may
+// be called by several goroutines.
+func (k *socket) send(frame any) error {
+	buf := k.s.buffers.Get().(*bytes.Buffer)
+	defer k.s.buffers.Put(buf)
+	buf.Reset()
+	if err := encodeFrame(buf, frame); err != nil {
+		return err
+	}
+	if err := k.conn.Write(k.ctx, websocket.MessageText, buf.Bytes()); err != nil {
+		return err
+	}
+	k.alive()
+	return nil
+}
+
+// sendError tells the client of err; the stream goes on.
+func (k *socket) sendError(err error) {
+	body := k.s.toBody(k.ctx, err)
+	_ = k.send(errorFrame{"error", body.Detail.Message, body.Detail.Code}) // the client may be gone
+}
+
+// fail sends err as an error frame and closes.
+func (k *socket) fail(err error) {
+	if k.ctx.Err() != nil {
+		k.close(websocket.StatusGoingAway)
+		return
+	}
+	body := k.s.toBody(k.ctx, err)
+	_ = k.send(errorFrame{"error", body.Detail.Message, body.Detail.Code}) // the client may be gone
+	switch {
+	case body.status == http.StatusUnauthorized:
+		k.close(closeUnauthorized)
+	case body.status >= http.StatusInternalServerError:
+		k.close(websocket.StatusInternalError)
+	default:
+		k.close(websocket.StatusPolicyViolation)
+	}
+}
+
+// close says goodbye, frees the connection and waits for the goroutines.
+func (k *socket) close(code websocket.StatusCode) {
+	if k.ctx.Err() != nil {
+		_ = k.conn.CloseNow() // nobody is there
+	} else {
+		k.wg.Go(k.discard) // so that the client's close frame is seen
+		_ = k.conn.Close(code, "")
+	}
+	k.cancel(nil)
+	k.wg.Wait()
+}
+
+// discard takes the client's messages until it leaves.
+func (k *socket) discard() {
+	for range k.in {
+	}
+}
+
+// gone reports whether the client, rather than the server, ended the stream.
+func (k *socket) gone() bool { return errors.Is(context.Cause(k.ctx), errPeerGone) }

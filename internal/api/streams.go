@@ -1,0 +1,299 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/coder/websocket"
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/nestbox/nestbox"
+	"github.com/nestbox/nestbox/internal/guest"
+)
+
+// killTimeout is how long the end of a process tree is waited for whose client
+// has left; nobody is there to be told.
+const killTimeout = 30 * time.Second
+
+// Values of the encoding and until parameters.
+const (
+	encodingBase64 = "base64"
+	untilExit      = "exit"
+)
+
+type StreamOptions struct {
+	Encoding string `query:"encoding" enum:"utf-8,base64" doc:"Of data; base64 is exact for any bytes"`
+	Until    string `query:"until" enum:"exit,closed" doc:"When the server closes the stream: after the exit frame, or (the default) after output_closed, which comes later if something that the process left behind holds its output"`
+}
+
+type execStreamInput struct {
+	CapsulePath
+	StreamOptions
+}
+
+type processStreamInput struct {
+	ProcessPath
+	StreamOptions
+	Since string `query:"since" doc:"Where to begin: start (the oldest byte kept), now, or a byte offset; empty = start" example:"start"`
+}
+
+// execStreamStart is the first message of exec/stream.
+type execStreamStart struct {
+	Type string `json:"type" enum:"start"`
+	Command
+	Detach bool `json:"detach,omitempty" doc:"Let the process live on when the client leaves"`
+}
+
+// execStreamMessage is any later message of exec/stream.
+type execStreamMessage struct {
+	Type string `json:"type" enum:"stop,stdin,alive" doc:"alive does nothing but show that the client lives while it takes nothing"`
+	Data []byte `json:"data,omitempty" doc:"For stdin"`
+	EOF  bool   `json:"eof,omitempty" doc:"Close standard input after data"`
+}
+
+const frameDoc = "The server sends JSON messages: `start` {pid, tag}, `stdout` and `stderr` {data, offset, end}, `gap` {from, to} for " +
+	"output that is no longer kept, `exit` {exit_code, signal, reason, offset}, `output_closed` {offset}, `error` {data, code}. " +
+	"To resume, attach to the process with `since` = the last `end`; text that was cut in the middle of a rune while the other stream wrote may be repeated, base64 never is. " +
+	"The server pings every 20 s; the stream has no time limit.\n\n" +
+	"Without a key in the handshake, the first message must be `{\"type\":\"auth\",\"token\":\"<API key>\"}` within 5 s. " +
+	"Errors other than a malformed request come as an `error` message after the upgrade."
+
+func (s *server) registerStreams() {
+	const tag = "Streams"
+	upgrade := []int{http.StatusUpgradeRequired}
+	execOp := registerRaw(s, s.open, operation{
+		id: "streamExec", method: http.MethodGet, path: "/v1/capsules/{id}/exec/stream", tag: tag,
+		summary: "Run a command over a WebSocket",
+		about: "The first message is `{\"type\":\"start\",\"cmd\":…,\"args\":…}` with the fields of the exec request and `detach`. Later ones are " +
+			"`{\"type\":\"stop\"}`, which kills the process and everything it started, and `{\"type\":\"stdin\",\"data\":\"<base64>\",\"eof\":bool}`. " +
+			"Leaving before the `exit` message kills it too, unless `detach` was true. The process waits for a slow client rather than lose output. " +
+			"There is no timeout unless `timeout_sec` is given.\n\n" + frameDoc,
+		status: http.StatusSwitchingProtocols, errors: upgrade,
+		sample: `echo '{"type":"start","cmd":"/bin/sh","args":["-c","echo hello"]}' | websocat -n -H "X-API-Key: $NESTBOX_API_KEY" "$NESTBOX_WS/v1/capsules/$CAPSULE/exec/stream"`,
+	}, s.execStream)
+	s.describeSocket(execOp, execStreamStart{}, execStreamMessage{})
+	attachOp := registerRaw(s, s.open, operation{
+		id: "streamProcess", method: http.MethodGet, path: "/v1/capsules/{id}/processes/{selector}/stream", tag: tag,
+		summary: "Follow a process over a WebSocket",
+		about: "Also one that has ended, as long as it is remembered. The client need not send anything. The process never waits for the client: one that is too slow gets a `gap`. " +
+			"Leaving does nothing to the process.\n\n" + frameDoc,
+		status: http.StatusSwitchingProtocols, errors: upgrade,
+		sample: `websocat -H "X-API-Key: $NESTBOX_API_KEY" "$NESTBOX_WS/v1/capsules/$CAPSULE/processes/web/stream?since=start"`,
+	}, s.processStream)
+	s.describeSocket(attachOp)
+	s.registerLogs()
+}
+
+// describeSocket puts the messages of a WebSocket into the document, and the
+// security that its handler sees to itself.
+func (s *server) describeSocket(op *huma.Operation, fromClient ...any) {
+	op.Security = []map[string][]string{{schemeKey: {}}, {schemeBearer: {}}}
+	op.Responses["401"] = errorResponse(http.StatusUnauthorized)
+	messages := map[string]any{
+		"server": s.schemas(startFrame{}, outputFrame{}, gapFrame{}, exitFrame{}, closedFrame{}, errorFrame{}),
+	}
+	if len(fromClient) > 0 {
+		messages["client"] = s.schemas(fromClient...)
+	}
+	op.Extensions["x-websocket-messages"] = messages
+}
+
+func (s *server) processStream(w http.ResponseWriter, r *http.Request, in *processStreamInput) error {
+	since, err := nestbox.ParseSince(in.Since)
+	if err != nil {
+		return err
+	}
+	sel, err := nestbox.ParseSelector(in.Selector)
+	if err != nil {
+		return err
+	}
+	if err := checkStream(r, in.ID); err != nil {
+		return err
+	}
+	k, caller := s.accept(w, r)
+	if k == nil {
+		return nil
+	}
+	procs, _, err := s.processes(k.ctx, caller, in.ProcessPath)
+	if err != nil {
+		k.fail(err)
+		return nil
+	}
+	p, reader, err := attach(k.ctx, procs, sel, guest.Attach{Since: since})
+	if err != nil {
+		k.fail(err)
+		return nil
+	}
+	defer func() { _ = reader.Close() }()
+	k.wg.Go(k.discard)
+	err = k.send(startFrame{"start", p.PID, p.Tag})
+	if err == nil {
+		_, err = k.forward(reader, in.StreamOptions)
+	}
+	k.end(err)
+	return nil
+}
+
+// checkStream refuses what is refused before the upgrade.
+func checkStream(r *http.Request, id string) error {
+	if !nestbox.ValidID(nestbox.PrefixCapsule, id) {
+		return nestbox.Errorf(nestbox.CodeInvalid, "invalid sandbox ID")
+	}
+	return checkUpgrade(r)
+}
+
+// attach finds a process and attaches to exactly it, also if its tag passes on
+// to another one meanwhile.
+func attach(ctx context.Context, procs guest.Processes, sel nestbox.Selector, how guest.Attach) (nestbox.Process, guest.OutputReader, error) {
+	p, err := procs.Get(ctx, sel)
+	if err != nil {
+		return p, nil, err
+	}
+	reader, err := procs.Attach(ctx, nestbox.Selector{PID: p.PID}, how)
+	return p, reader, err
+}
+
+// forward sends a log as frames. It reports whether the exit frame was sent.
+func (k *socket) forward(reader guest.OutputReader, o StreamOptions) (exited bool, err error) {
+	frames := newFramer(o.Encoding == encodingBase64, "", func(frame any, _ int64) error { return k.send(frame) })
+	for {
+		ev, err := reader.Next(k.ctx)
+		if errors.Is(err, io.EOF) {
+			return exited, nil
+		}
+		last := ev.Kind == nestbox.EventExit && o.Until == untilExit
+		if err == nil && last {
+			err = frames.flush()
+		}
+		if err == nil {
+			err = frames.event(ev)
+		}
+		if err != nil {
+			return exited, err
+		}
+		exited = exited || ev.Kind == nestbox.EventExit
+		if last {
+			return exited, nil
+		}
+	}
+}
+
+// end closes the socket after a stream that err (nil = its end) stopped.
+func (k *socket) end(err error) {
+	if err != nil {
+		k.fail(err)
+		return
+	}
+	k.close(websocket.StatusNormalClosure)
+}
+
+func (s *server) execStream(w http.ResponseWriter, r *http.Request, in *execStreamInput) error {
+	if err := checkStream(r, in.ID); err != nil {
+		return err
+	}
+	k, caller := s.accept(w, r)
+	if k == nil {
+		return nil
+	}
+	g, err := s.control.Capsules.Guest(k.ctx, caller, in.ID)
+	if err != nil {
+		k.fail(err)
+		return nil
+	}
+	start, err := k.receiveStart()
+	if err != nil {
+		k.fail(err)
+		return nil
+	}
+	// The process must not be lost between its start and our hearing of it, so
+	// the start does not end with the client.
+	ctx, cancel := context.WithCancel(context.WithoutCancel(k.ctx))
+	defer cancel()
+	p, reader, err := g.Processes().Start(ctx, start.spec(), &guest.Attach{Lossless: true})
+	if err != nil {
+		k.fail(err)
+		return nil
+	}
+	defer func() { _ = reader.Close() }()
+	run := &execRun{k: k, procs: g.Processes(), sel: nestbox.Selector{PID: p.PID}}
+	k.wg.Go(run.obey)
+	err = k.send(startFrame{"start", p.PID, p.Tag})
+	exited := false
+	if err == nil {
+		exited, err = k.forward(reader, in.StreamOptions)
+	}
+	left := !exited && k.gone() // by itself, not because we close
+	k.end(err)
+	if left && !start.Detach {
+		run.kill()
+	}
+	return nil
+}
+
+// receiveStart waits for the message that says what to run.
+func (k *socket) receiveStart() (execStreamStart, error) {
+	msg, ok := <-k.in
+	if !ok {
+		return execStreamStart{}, context.Cause(k.ctx)
+	}
+	start, err := decodeStrict[execStreamStart](k.s, msg)
+	if err != nil {
+		return start, err
+	}
+	return start, start.spec().Validate()
+}
+
+// execRun is one process that obeys the messages of its socket.
+type execRun struct {
+	k     *socket
+	procs guest.Processes
+	sel   nestbox.Selector
+}
+
+// stdinBacklog is how many messages of input may wait while the process does
+// not read. Then the client has to wait.
+const stdinBacklog = 8
+
+// obey carries out the client's messages until it leaves. Input goes through a
+// queue of its own, so that stop is heard while the process does not read.
+func (e *execRun) obey() {
+	stdin := make(chan execStreamMessage, stdinBacklog)
+	var writer sync.WaitGroup
+	writer.Go(func() {
+		for m := range stdin {
+			if err := e.procs.WriteStdin(e.k.ctx, e.sel, m.Data, m.EOF); err != nil && e.k.ctx.Err() == nil {
+				e.k.sendError(err)
+			}
+		}
+	})
+	for raw := range e.k.in {
+		m, err := decodeStrict[execStreamMessage](e.k.s, raw)
+		switch {
+		case err != nil:
+			e.k.sendError(err)
+		case m.Type == "stop":
+			e.kill()
+		case m.Type == "stdin":
+			select {
+			case stdin <- m:
+			case <-e.k.ctx.Done():
+			}
+		}
+	}
+	close(stdin)
+	writer.Wait()
+}
+
+// kill ends the process and everything it started.
+func (e *execRun) kill() {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(e.k.ctx), killTimeout)
+	defer cancel()
+	if _, err := e.procs.Kill(ctx, e.sel, guest.Kill{}); err != nil {
+		e.k.s.log.LogAttrs(ctx, slog.LevelWarn, "a stream's process could not be killed", requestAttr(ctx), slog.Any("error", err))
+	}
+}

@@ -1,0 +1,201 @@
+package api
+
+import (
+	"io"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/nestbox/nestbox"
+	"github.com/nestbox/nestbox/internal/guest"
+)
+
+// copyBuffer is the size of the pieces in which files are handed on.
+const copyBuffer = 256 << 10
+
+type putFileInput struct {
+	CapsulePath
+	Path string `query:"path" required:"true" doc:"Absolute" example:"/root/a.txt"`
+	Mode string `query:"mode" doc:"Permission bits of a new file, in octal; empty = 0644" example:"0755"`
+	User string `query:"user" doc:"Owner of a new file; empty = root"`
+}
+
+type getFileInput struct {
+	CapsulePath
+	Path string `query:"path" required:"true" doc:"Absolute" example:"/root/a.txt"`
+}
+
+func (s *server) registerTransfers() {
+	const (
+		tag = "Files"
+		dir = "/v1/capsules/{id}/files"
+	)
+	writeErrors := append([]int{http.StatusRequestEntityTooLarge, http.StatusInsufficientStorage}, capsuleErrors...)
+	form := `curl -X POST -H "X-API-Key: $NESTBOX_API_KEY" -F path=/root/a.txt -F file=@a.txt "$NESTBOX_URL/v1/capsules/$CAPSULE/files/`
+	for _, o := range []operation{
+		{
+			id: "writeFile", path: dir + "/write", summary: "Write a file of up to 100 MiB", sample: form + `write"`,
+			about: "The parts `path` and `file` may come in either order. The file is replaced when all of it is there; missing parents are made.",
+		},
+		{
+			id: "streamWriteFile", path: dir + "/stream/write", summary: "Write a file of any size", sample: form + `stream/write"`,
+			about: "As writeFile, but a file whose `path` part comes first has no size limit.",
+		},
+	} {
+		limit := s.cfg.MaxUploadBytes
+		if o.id == "streamWriteFile" {
+			limit = 0
+		}
+		o.method, o.tag, o.status, o.errors = http.MethodPost, tag, http.StatusNoContent, writeErrors
+		op := registerRaw(s, s.raw, o, func(w http.ResponseWriter, r *http.Request, in *CapsulePath) error {
+			return s.writeForm(w, r, in.ID, limit)
+		})
+		op.RequestBody = &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{"multipart/form-data": {Schema: formSchema()}}}
+	}
+	for _, o := range []operation{
+		{id: "readFile", path: dir + "/read", summary: "Read a file"},
+		{id: "streamReadFile", path: dir + "/stream/read", summary: "Read a file in chunks", about: "As readFile, but never with a Content-Length."},
+	} {
+		o.method, o.tag, o.request, o.errors = http.MethodPost, tag, pathBody{Path: "/root/a.txt"}, capsuleErrors
+		op := registerRaw(s, s.json, o, func(w http.ResponseWriter, r *http.Request, in *pathInput) error {
+			return s.sendFile(w, r, in.ID, in.Body.Path, o.id == "readFile")
+		})
+		op.Responses["200"].Content = binaryContent()
+	}
+	put := registerRaw(s, s.raw, operation{
+		id: "uploadFile", method: http.MethodPut, path: dir, tag: tag, status: http.StatusNoContent, errors: writeErrors,
+		summary: "Write a file from the plain body",
+		about:   "Of any size. The file is replaced when all of it is there; missing parents are made. An existing file keeps its owner and mode.",
+		sample:  `curl -T a.txt -H "X-API-Key: $NESTBOX_API_KEY" "$NESTBOX_URL/v1/capsules/$CAPSULE/files?path=/root/a.txt"`,
+	}, s.putFile)
+	put.RequestBody = &huma.RequestBody{Required: true, Content: binaryContent()}
+	get := registerRaw(s, s.raw, operation{
+		id: "downloadFile", method: http.MethodGet, path: dir, tag: tag, errors: capsuleErrors,
+		summary: "Read a file",
+		sample:  `curl -H "X-API-Key: $NESTBOX_API_KEY" "$NESTBOX_URL/v1/capsules/$CAPSULE/files?path=/root/a.txt"`,
+	}, func(w http.ResponseWriter, r *http.Request, in *getFileInput) error {
+		return s.sendFile(w, r, in.ID, in.Path, true)
+	})
+	get.Responses["200"].Content = binaryContent()
+}
+
+func formSchema() *huma.Schema {
+	return &huma.Schema{
+		Type: huma.TypeObject,
+		Properties: map[string]*huma.Schema{
+			"path": {Type: huma.TypeString, Description: "Absolute", Examples: []any{"/root/a.txt"}},
+			"file": {Type: huma.TypeString, Format: "binary"},
+		},
+		Required: []string{"path", "file"},
+	}
+}
+
+// sendFile answers with the content of a file. What breaks off midway breaks
+// off the connection.
+func (s *server) sendFile(w http.ResponseWriter, r *http.Request, id, path string, sized bool) error {
+	files, err := s.files(r.Context(), callerOf(r.Context()), id, path)
+	if err != nil {
+		return err
+	}
+	content, info, err := files.Read(r.Context(), path)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = content.Close() }()
+	w.Header().Set("Content-Type", "application/octet-stream")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	src := io.Reader(content)
+	sized = sized && info.Size > 0 // files of /proc are longer than they say
+	if sized {
+		w.Header().Set("Content-Length", strconv.FormatInt(info.Size, 10))
+		src = io.LimitReader(content, info.Size)
+	}
+	n, err := io.CopyBuffer(plainWriter{w}, src, make([]byte, copyBuffer))
+	if err == nil && sized && n < info.Size {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
+		s.abort(r, "file broke off", err)
+	}
+	return nil
+}
+
+// plainWriter hides ReadFrom, whose buffer is small.
+type plainWriter struct{ io.Writer }
+
+func (s *server) putFile(w http.ResponseWriter, r *http.Request, in *putFileInput) error {
+	mode, err := parseMode(in.Mode)
+	if err != nil {
+		return err
+	}
+	files, err := s.files(r.Context(), callerOf(r.Context()), in.ID, in.Path)
+	if err != nil {
+		return err
+	}
+	body := &source{Reader: s.patient(w, r.Body)}
+	if _, err := files.Write(r.Context(), in.Path, body, guest.WriteOptions{Mode: mode, User: in.User}); err != nil {
+		return body.failure(err)
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+func parseMode(text string) (uint32, error) {
+	if text == "" {
+		return 0, nil
+	}
+	mode, err := strconv.ParseUint(text, 8, 32)
+	if err != nil || mode > 0o7777 {
+		return 0, nestbox.Errorf(nestbox.CodeInvalid, "mode must be octal, up to 7777, not %.40q", text)
+	}
+	return uint32(mode), nil
+}
+
+// source is what a file is written from. It remembers its own failure, which
+// says more than that of the write that it made fail.
+type source struct {
+	io.Reader
+	err error
+}
+
+func (s *source) Read(p []byte) (int, error) {
+	n, err := s.Reader.Read(p)
+	if err != nil && err != io.EOF {
+		if nestbox.CodeOf(err) == nestbox.CodeInternal {
+			err = nestbox.Errorf(nestbox.CodeInvalid, "upload broke off: %w", err)
+		}
+		s.err = err
+	}
+	return n, err
+}
+
+// failure returns why a write from the source failed.
+func (s *source) failure(err error) error {
+	if s.err != nil {
+		return s.err
+	}
+	return diskFull(err)
+}
+
+// patient returns the body with a time limit for each read, so that an upload
+// may take long but not stall for ever.
+func (s *server) patient(w http.ResponseWriter, body io.Reader) io.Reader {
+	return &patientReader{body: body, rc: http.NewResponseController(w), timeout: s.cfg.BodyTimeout}
+}
+
+type patientReader struct {
+	body    io.Reader
+	rc      *http.ResponseController
+	timeout time.Duration
+}
+
+func (p *patientReader) Read(b []byte) (int, error) {
+	_ = p.rc.SetReadDeadline(time.Now().Add(p.timeout)) // best effort: recorders have none
+	n, err := p.body.Read(b)
+	if err != nil {
+		_ = p.rc.SetReadDeadline(time.Time{})
+	}
+	return n, err
+}

@@ -1,0 +1,115 @@
+package cgroup_test
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"github.com/nestbox/nestbox/internal/cgroup"
+	"github.com/nestbox/nestbox/internal/netns"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const mib = 1 << 20
+
+// parent returns a group of the test's own on this machine's real hierarchies.
+func parent(t *testing.T) (*cgroup.Mount, string) {
+	t.Helper()
+	m, err := cgroup.Detect()
+	require.NoError(t, err)
+	path := "nestbox-test-" + t.Name()
+	t.Cleanup(func() { require.NoError(t, m.Group(path).Remove(context.Background())) })
+	return m, path
+}
+
+// start starts a program in the group.
+func start(t *testing.T, g *cgroup.Group, script string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command("bash", "-c", script)
+	// The thread ends with this: it is not ours to use afterwards.
+	require.NoError(t, netns.OnThread(func() error { return g.Start(cmd) }))
+	return cmd
+}
+
+func TestLife(t *testing.T) {
+	t.Parallel()
+	m, path := parent(t)
+	g := m.Group(path + "/one")
+	pids, err := g.Procs()
+	require.NoError(t, err)
+	require.Empty(t, pids, "it does not exist")
+	require.NoError(t, g.Create(cgroup.Limits{MemoryBytes: 64 * mib, Pids: 50}))
+	require.NoError(t, g.SetCPUs(1))
+	children, err := m.Group(path).Children()
+	require.NoError(t, err)
+	require.Equal(t, []string{"one"}, children)
+
+	cmd := start(t, g, "sleep 1000 & sleep 1000 & wait")
+	require.Eventually(t, func() bool {
+		pids, err := g.Procs()
+		return err == nil && len(pids) == 3
+	}, time.Minute, time.Millisecond)
+	usage, err := g.Usage()
+	require.NoError(t, err)
+	require.GreaterOrEqual(t, usage.Pids, 3)
+	require.Positive(t, usage.MemoryBytes)
+	require.Zero(t, usage.OOMKills)
+	m.Group(path).RemoveEmpty() // it is not
+
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	killed, err := g.Kill(ctx)
+	require.NoError(t, err)
+	require.Len(t, killed, 3)
+	require.Contains(t, killed, cmd.Process.Pid)
+	require.Error(t, cmd.Wait())
+	require.NoError(t, g.Remove(ctx))
+	require.NoError(t, g.Remove(ctx), "again")
+	killed, err = g.Kill(ctx)
+	require.NoError(t, err)
+	require.Empty(t, killed)
+}
+
+func TestRemoveWaits(t *testing.T) {
+	t.Parallel()
+	m, path := parent(t)
+	g := m.Group(path + "/busy")
+	require.NoError(t, g.Create(cgroup.Limits{MemoryBytes: 64 * mib, Pids: 50}))
+	cmd := start(t, g, "sleep 1000")
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	require.ErrorIs(t, g.Remove(ctx), context.DeadlineExceeded)
+	_, err := g.Kill(t.Context())
+	require.NoError(t, err)
+	require.Error(t, cmd.Wait())
+	require.NoError(t, g.Remove(t.Context()))
+}
+
+func TestLimits(t *testing.T) {
+	t.Parallel()
+	m, path := parent(t)
+	g := m.Group(path + "/small")
+	require.NoError(t, g.Create(cgroup.Limits{MemoryBytes: 32 * mib, Pids: 20}))
+	t.Cleanup(func() {
+		_, err := g.Kill(context.Background())
+		require.NoError(t, err)
+		require.NoError(t, g.Remove(context.Background()))
+	})
+	require.Error(t, start(t, g, "dd if=/dev/zero of=/dev/null bs=100M count=1").Wait())
+	usage, err := g.Usage()
+	require.NoError(t, err)
+	require.Positive(t, usage.OOMKills)
+	require.Positive(t, usage.CPU)
+
+	require.Error(t, start(t, g, "set -e; for i in {1..50}; do sleep 1000 & done 2>/dev/null; exit 0").Wait(), "more processes than allowed")
+	require.FileExists(t, "/proc/self/cgroup")
+	text, err := os.ReadFile("/proc/self/cgroup")
+	require.NoError(t, err)
+	require.NotContains(t, string(text), path, "this process is where it was")
+}

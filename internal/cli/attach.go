@@ -1,0 +1,139 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/nestbox/nestbox"
+	"github.com/nestbox/nestbox/client"
+)
+
+func newAttach(a *app) *cobra.Command {
+	var since string
+	var noStdin bool
+	cmd := &cobra.Command{
+		Use:   "attach <capsule> <process>",
+		Short: "Follow a process and write to its standard input",
+		Long: `Follow a process, named by its tag or PID, and exit as it does. Its output
+comes from the oldest byte that is kept (or from --since). If its standard input
+is open, it gets what is typed here; an end of input is passed on if there was
+any input. Ctrl-C detaches: the process goes on.`,
+		Args:              cobra.ExactArgs(2),
+		ValidArgsFunction: a.completeProcess,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			how := client.Attach{UntilExit: true}
+			var err error
+			if how.Since, err = nestbox.ParseSince(since); err != nil {
+				return err
+			}
+			capsule, err := a.capsule(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			return a.attach(cmd.Context(), capsule, args[1], how, !noStdin)
+		},
+	}
+	cmd.Flags().StringVar(&since, "since", "start", "where to begin: start (the oldest byte kept), now, or a position in bytes")
+	cmd.Flags().BoolVar(&noStdin, "no-stdin", false, "do not pass on standard input")
+	return passesExitCode(cmd)
+}
+
+// errDetached is why an attach ended that Ctrl-C ended.
+var errDetached = errors.New("detached")
+
+func (a *app) attach(ctx context.Context, capsule *client.Capsule, sel string, how client.Attach, stdin bool) error {
+	proc, err := capsule.Processes.Get(ctx, sel)
+	if err != nil {
+		return err
+	}
+	stream, err := capsule.Processes.Attach(ctx, sel, how)
+	if err != nil {
+		return err
+	}
+	defer stream.Close()
+	if how.Since == (nestbox.Since{}) && proc.Output.Start > 0 {
+		a.reportGap(0, proc.Output.Start)
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	interrupts := make(chan os.Signal, 1)
+	defer a.Interrupts(interrupts)()
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		select {
+		case <-interrupts:
+			cancel(errDetached)
+		case <-ctx.Done():
+		}
+	}()
+	if stdin && proc.Stdin && proc.Running() {
+		// Not waited for: it may hang in a read of the terminal.
+		go a.forwardStdin(ctx, capsule.Processes, proc.PID)
+	}
+	exit, err := a.follow(ctx, stream)
+	detached := errors.Is(context.Cause(ctx), errDetached)
+	cancel(nil)
+	<-watched
+	switch {
+	case exit != nil:
+		return exitOf(*exit)
+	case detached:
+		a.warn("detached; %s goes on (at byte %d of its output)", proc.Tag, stream.Offset())
+		return nil
+	}
+	return err
+}
+
+// follow prints the output of a process until its exit.
+func (a *app) follow(ctx context.Context, stream *client.Stream) (*nestbox.Exit, error) {
+	for {
+		ev, err := stream.Next(ctx)
+		if err != nil {
+			return nil, err
+		}
+		switch ev.Kind {
+		case nestbox.EventData:
+			w := a.Out
+			if ev.Stream == nestbox.Stderr {
+				w = a.Err
+			}
+			if _, err := w.Write(ev.Data); err != nil {
+				return nil, err
+			}
+		case nestbox.EventGap:
+			a.reportGap(ev.Offset, ev.To)
+		case nestbox.EventExit:
+			return ev.Exit, nil
+		}
+	}
+}
+
+// forwardStdin passes on standard input until either side ends.
+func (a *app) forwardStdin(ctx context.Context, procs *client.Processes, pid int) {
+	buf := make([]byte, 64<<10)
+	any := false
+	for {
+		n, readErr := a.In.Read(buf)
+		any = any || n > 0
+		eof := errors.Is(readErr, io.EOF) && any
+		if n > 0 || eof {
+			err := procs.WriteStdin(ctx, selector(pid), buf[:n], eof)
+			if err != nil && ctx.Err() == nil && nestbox.CodeOf(err) != nestbox.CodeInvalidState {
+				a.warn("standard input is no longer passed on: %v", err)
+			}
+			if err != nil {
+				return
+			}
+		}
+		if readErr != nil {
+			return
+		}
+	}
+}
+
+func selector(pid int) string { return nestbox.Selector{PID: pid}.String() }

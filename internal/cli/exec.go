@@ -1,0 +1,195 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"os"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/nestbox/nestbox"
+	"github.com/nestbox/nestbox/client"
+)
+
+// execFlags are the flags of nestbox exec.
+type execFlags struct {
+	detach, stdin  bool
+	tag, dir, user string
+	env            []string
+	timeout        time.Duration
+}
+
+func newExec(a *app) *cobra.Command {
+	var f execFlags
+	cmd := &cobra.Command{
+		Use:   "exec [flags] <capsule> [--] <command> [argument…]",
+		Short: "Run a command in a capsule",
+		Long: `Run a command in a capsule. Its output comes as it is written, through lost
+connections and restarts of the server, and nestbox exits with its exit code
+(125 for a failure of nestbox itself). Ctrl-C sends it SIGINT; a second Ctrl-C
+kills it and everything it started.
+
+With -d it runs in the background: its tag is printed, which names it for ps,
+logs, attach, wait and kill.`,
+		Example: `  nestbox exec cl-4f -- sh -c 'echo hello; exit 3'
+  nestbox exec -d --tag web cl-4f -- python3 -m http.server 8000
+  tar c . | nestbox exec -i cl-4f -- tar x -C /srv`,
+		Args:              cobra.MinimumNArgs(2),
+		ValidArgsFunction: a.completeCapsule,
+	}
+	fl := cmd.Flags()
+	fl.SetInterspersed(false)
+	fl.BoolVarP(&f.detach, "detach", "d", false, "run in the background")
+	fl.BoolVarP(&f.stdin, "stdin", "i", false, "pass on standard input; with -d: keep it open for later")
+	fl.StringVar(&f.tag, "tag", "", "name of the process (default a new one)")
+	fl.StringArrayVarP(&f.env, "env", "e", nil, "environment variable: K=V, or K for its value here")
+	fl.StringVarP(&f.dir, "workdir", "w", "", "working directory (default the user's home)")
+	fl.StringVarP(&f.user, "user", "u", "", "user, by name or number (default root)")
+	fl.DurationVar(&f.timeout, "timeout", 0, "kill it and everything it started after so long (default never)")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		args, err := commandArgs(cmd, args)
+		if err != nil {
+			return err
+		}
+		capsule, err := a.capsule(cmd.Context(), args[0])
+		if err != nil {
+			return err
+		}
+		spec, err := f.spec(a.Getenv, args[1:])
+		if err != nil {
+			return err
+		}
+		if f.detach {
+			return a.execDetached(cmd.Context(), capsule, spec)
+		}
+		return a.execAttached(cmd.Context(), capsule, spec)
+	}
+	return passesExitCode(cmd)
+}
+
+// commandArgs returns the capsule and the command. Flags may also stand
+// between the two: no command begins with a dash.
+func commandArgs(cmd *cobra.Command, args []string) ([]string, error) {
+	capsule, rest := args[0], args[1:]
+	if len(rest) > 0 && strings.HasPrefix(rest[0], "-") {
+		if err := cmd.Flags().Parse(rest); err != nil {
+			return nil, err
+		}
+		rest = cmd.Flags().Args()
+	}
+	if len(rest) == 0 {
+		return nil, errors.New("which command? nestbox exec <capsule> -- <command>")
+	}
+	return append([]string{capsule}, rest...), nil
+}
+
+func (f execFlags) spec(getenv func(string) string, command []string) (nestbox.ProcessSpec, error) {
+	spec := nestbox.ProcessSpec{
+		Cmd: command[0], Args: command[1:], Cwd: f.dir, User: f.user, Tag: f.tag,
+		Stdin: f.stdin, Timeout: f.timeout, Env: map[string]string{},
+	}
+	for _, kv := range f.env {
+		k, v, ok := strings.Cut(kv, "=")
+		if !ok {
+			v = getenv(k)
+		}
+		spec.Env[k] = v
+	}
+	return spec, spec.Validate()
+}
+
+func (a *app) execDetached(ctx context.Context, capsule *client.Capsule, spec nestbox.ProcessSpec) error {
+	p, err := capsule.Processes.Start(ctx, spec)
+	if err != nil {
+		return err
+	}
+	if !a.json {
+		return a.println(p.Tag)
+	}
+	return a.printJSON(struct {
+		SandboxID string `json:"sandbox_id"`
+		Cmd       string `json:"cmd"`
+		PID       int    `json:"pid"`
+		Tag       string `json:"tag"`
+	}{capsule.ID, p.Cmd, p.PID, p.Tag})
+}
+
+func (a *app) execAttached(ctx context.Context, capsule *client.Capsule, spec nestbox.ProcessSpec) error {
+	cmd := capsule.CommandContext(ctx, spec.Cmd, spec.Args...)
+	cmd.Env, cmd.Dir, cmd.User, cmd.Tag, cmd.Timeout = spec.Env, spec.Cwd, spec.User, spec.Tag, spec.Timeout
+	cmd.Stdout, cmd.Stderr = a.Out, a.Err
+	var captured execJSON
+	if a.json {
+		cmd.Stdout, cmd.Stderr = &captured.stdout, &captured.stderr
+	}
+	if spec.Stdin {
+		cmd.Stdin = a.In
+	}
+	began := time.Now()
+	interrupts := make(chan os.Signal, 2)
+	defer a.Interrupts(interrupts)()
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	var watcher sync.WaitGroup
+	ended := make(chan struct{})
+	watcher.Go(func() { a.passInterrupts(ctx, cmd.Process, interrupts, ended) })
+	err := cmd.Wait()
+	close(ended)
+	watcher.Wait()
+	if a.json && cmd.Exit != nil {
+		if err := a.printJSON(captured.view(capsule.ID, cmd, time.Since(began))); err != nil {
+			return err
+		}
+	}
+	return passOn(err)
+}
+
+// interruptWithin bounds how long passing on a Ctrl-C may take.
+const interruptWithin = 10 * time.Second
+
+// passInterrupts passes on the first Ctrl-C as SIGINT and kills at the second.
+func (a *app) passInterrupts(ctx context.Context, p *client.Process, interrupts <-chan os.Signal, ended <-chan struct{}) {
+	for n := 0; ; n++ {
+		select {
+		case <-ended:
+			return
+		case <-interrupts:
+		}
+		ctx, cancel := context.WithTimeout(ctx, interruptWithin)
+		var err error
+		if n == 0 {
+			err = p.Signal(ctx, "SIGINT")
+		} else {
+			err = p.Kill(ctx)
+		}
+		cancel()
+		if err != nil && nestbox.CodeOf(err) != nestbox.CodeInvalidState { // it has just ended
+			a.warn("cannot pass on the interrupt: %v", err)
+		}
+	}
+}
+
+// exitPipe is what a shell shows for a program whose reader went away.
+const exitPipe = 128 + int(syscall.SIGPIPE)
+
+// passOn turns what Wait says into the end of the program: the exit code of
+// the process, and what went wrong beside it.
+func passOn(err error) error {
+	var exit *client.ExitError
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, syscall.EPIPE):
+		return &exitCode{code: exitPipe} // as with "| head": nothing to complain of
+	case !errors.As(err, &exit):
+		return own(err)
+	case err == error(exit) && exit.Reason != nestbox.ReasonTimeout && exit.Reason != nestbox.ReasonOOM:
+		return &exitCode{code: exit.Code}
+	}
+	return &exitCode{code: exit.Code, err: err}
+}

@@ -1,0 +1,246 @@
+package cli_test
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestExec(t *testing.T) {
+	t.Parallel()
+	s := newShell(t)
+	id := s.capsule()
+	dir := t.TempDir()
+	s.env["HERE"] = "from here"
+
+	r := s.start(nil, "exec", id, "--", "sh", "-c", "echo out; echo err >&2; exit 3").wait(3)
+	require.Equal(t, "out\n", r.out.String())
+	require.Equal(t, "err\n", r.err.String())
+	require.Equal(t, "x -d --tag\n", s.ok("exec", id, "echo", "x", "-d", "--tag"), "flags of the command are the command's")
+	require.Equal(t, "1 from here\n", s.ok("exec", "-e", "A=1", "-e", "HERE", id, "--", "sh", "-c", "echo $A $HERE"))
+	require.Equal(t, dir+"\n", s.ok("exec", "-w", dir, id, "--", "pwd"))
+	require.Equal(t, "late\n", s.ok("exec", id, "-e", "A=late", "--", "sh", "-c", "echo $A"), "flags after the capsule")
+	s.start(nil, "exec", id, "--", "sh", "-c", "kill -TERM $$").wait(128 + 15)
+	require.Contains(t, s.start(nil, "exec", "--timeout", "1s", id, "--", "sleep", "1000").wait(137).err.String(), "time limit")
+}
+
+func TestExecJSON(t *testing.T) {
+	t.Parallel()
+	s := newShell(t)
+	id := s.capsule()
+	type view struct {
+		Stdout, Stderr, Encoding, Reason string
+		ExitCode                         int `json:"exit_code"`
+	}
+	r := s.start(nil, "exec", "--json", id, "--", "sh", "-c", "echo out; echo err >&2; exit 3").wait(3)
+	require.Equal(t, view{"out\n", "err\n", "utf-8", "exited", 3}, decode[view](t, r.out.String()))
+	require.Equal(t, view{"/wA=", "", "base64", "exited", 0}, decode[view](t, s.ok("exec", "--json", id, "--", "printf", `\377\000`)))
+}
+
+// TestReaderOfOutputLeaves is "| head": the process must not run on.
+func TestReaderOfOutputLeaves(t *testing.T) {
+	t.Parallel()
+	s := newShell(t)
+	id := s.capsule()
+	s.out = brokenPipe{}
+	r := s.start(nil, "exec", id, "--", "yes").wait(141)
+	require.Empty(t, r.err.String())
+	s.out = nil
+	require.Equal(t, "[]\n", s.ok("ps", "--json", id))
+}
+
+type brokenPipe struct{}
+
+func (brokenPipe) Write([]byte) (int, error) { return 0, syscall.EPIPE }
+
+func TestExecFailures(t *testing.T) {
+	t.Parallel()
+	s := newShell(t)
+	id := s.capsule()
+	require.Contains(t, s.fails(125, "exec", id, "--", "no-such-program"), "no-such-program")
+	require.Contains(t, s.fails(125, "exec", id), "requires at least 2 arg")
+	require.Contains(t, s.fails(125, "exec", id, "--"), "which command?")
+	require.Contains(t, s.fails(125, "exec", "--no-such-flag", id, "true"), "unknown flag")
+	require.Contains(t, s.fails(125, "exec", "-e", "=x", id, "true"), "environment variable")
+	require.Contains(t, s.fails(125, "exec", "-d", "--tag", "8080", id, "true"), "tag")
+	require.Contains(t, s.fails(125, "exec", "cl-"+strings.Repeat("0", 25), "true"), "sandbox not found")
+	require.Contains(t, s.fails(125, "wait", id, "nobody"), "no process nobody")
+	require.Contains(t, s.fails(1, "logs", id, "nobody"), "no process nobody")
+	require.Contains(t, s.fails(1, "kill", "-s", "NOPE", id, "1"), "SIGTERM", "the known ones are listed")
+}
+
+func TestExecStdin(t *testing.T) {
+	t.Parallel()
+	s := newShell(t)
+	id := s.capsule()
+	want := strings.Repeat("0123456789abcdef\n", 1<<16) // more than a pipe holds
+	got := s.start(strings.NewReader(want), "exec", "-i", id, "--", "cat").wait(0).out.String()
+	require.True(t, want == got, "%d bytes of %d", len(got), len(want))
+	require.Empty(t, s.start(strings.NewReader("not passed on"), "exec", id, "--", "cat").wait(0).out.String())
+}
+
+// TestBigOutput wants every byte of more output than any log keeps in memory.
+func TestBigOutput(t *testing.T) {
+	t.Parallel()
+	s := newShell(t)
+	id := s.capsule()
+	const lines = 2_000_000
+	got := s.ok("exec", id, "--", "seq", strconv.Itoa(lines))
+	var want strings.Builder
+	for i := range lines {
+		fmt.Fprintln(&want, i+1)
+	}
+	require.True(t, want.String() == got, "%d bytes of %d", len(got), want.Len())
+}
+
+func TestBackground(t *testing.T) {
+	t.Parallel()
+	s := newShell(t)
+	id := s.capsule()
+	both := strings.TrimSpace(s.ok("exec", "-d", id, "--", "sh", "-c", "echo out; echo err >&2"))
+	s.ok("wait", id, both)
+	require.Len(t, s.ok("logs", id, both), len("out\nerr\n"))
+	require.Equal(t, "err\n", s.ok("logs", "--stream", "stderr", id, both))
+	require.Equal(t, "out\n", s.ok("logs", "--stream", "stdout", id, both))
+	tag := strings.TrimSpace(s.ok("exec", "-d", id, "--", "sh", "-c", "echo hello; echo there; exit 4"))
+	require.Regexp(t, `^proc-[0-9a-f]{8}$`, tag)
+	require.Equal(t, "exited 4\n", s.start(nil, "wait", id, tag).wait(4).out.String())
+	require.Equal(t, "hello\nthere\n", s.ok("logs", id, tag))
+	require.Equal(t, "re\n", s.ok("logs", "--tail", "3", id, tag))
+	require.Equal(t, "there\n", s.ok("logs", "--since", "6", id, tag))
+	require.Empty(t, s.ok("logs", "--since", "now", id, tag))
+	require.Contains(t, s.fails(1, "logs", "--since", "yesterday", id, tag), "since must be")
+	require.Contains(t, s.fails(1, "logs", "--since", "1", "--tail", "1", id, tag), "none of the others can be")
+
+	type view struct {
+		PID  int
+		Tag  string
+		Exit *struct{ Code int }
+	}
+	require.Equal(t, "[]\n", s.ok("ps", "--json", id))
+	list := decode[[]view](t, s.ok("ps", "-a", "--json", id))
+	require.Len(t, list, 2)
+	require.Equal(t, 4, list[1].Exit.Code)
+	require.Equal(t, tag, list[1].Tag)
+	table := s.ok("ps", "-a", id)
+	require.Contains(t, table, "exited 4")
+	require.Contains(t, table, "sh -c echo hello;")
+
+	started := decode[view](t, s.ok("exec", "-d", "--json", "--tag", "web", id, "--", "sleep", "1000"))
+	require.Equal(t, "web", started.Tag)
+	require.Contains(t, s.fails(125, "exec", "-d", "--tag", "web", id, "--", "true"), "web", "the tag is taken")
+	require.Contains(t, s.ok("__complete", "kill", id, ""), "web\tsleep 1000")
+	s.ok("kill", "-s", "term", "--grace", "10s", id, "web")
+	require.Contains(t, s.start(nil, "wait", id, strconv.Itoa(started.PID)).wait(143).out.String(), "ended by SIGTERM (killed)")
+}
+
+func TestFollow(t *testing.T) {
+	t.Parallel()
+	s := newShell(t)
+	id := s.capsule()
+	s.ok("exec", "-d", "-i", "--tag", "cat", id, "--", "cat")
+	follow := s.start(nil, "logs", "-f", id, "cat")
+	r, w := io.Pipe()
+	attach := s.start(r, "attach", id, "cat")
+	write := func(text string) {
+		_, err := io.WriteString(w, text)
+		require.NoError(t, err)
+	}
+	write("one\n")
+	follow.sees("one\n")
+	attach.sees("one\n")
+	s.server.Restart()
+	write("two\n")
+	follow.sees("one\ntwo\n")
+	attach.sees("one\ntwo\n")
+
+	late := s.start(strings.NewReader(""), "attach", "--since", "4", id, "cat")
+	late.sees("two\n")
+	late.interrupt()
+	require.Contains(t, late.wait(0).err.String(), "detached; cat goes on")
+	require.Equal(t, "two\n", late.out.String())
+	require.NoError(t, w.Close()) // end of file for cat
+	attach.wait(0)
+	follow.wait(0)
+	require.Equal(t, "one\ntwo\n", follow.out.String())
+}
+
+func TestInterrupts(t *testing.T) {
+	t.Parallel()
+	s := newShell(t)
+	id := s.capsule()
+	r := s.start(nil, "exec", id, "--", "sh", "-c", "trap 'echo caught' INT; echo ready; while :; do sleep 0.05; done")
+	r.sees("ready")
+	r.interrupt()
+	r.sees("caught")
+	r.interrupt()
+	r.wait(137)
+	require.Equal(t, "[]\n", s.ok("ps", "--json", id))
+}
+
+// TestRealSignals runs the program as a process: a reader that leaves, and a
+// Ctrl-C.
+func TestRealSignals(t *testing.T) {
+	t.Parallel()
+	s := newShell(t)
+	id := s.capsule()
+	cmd := s.program("exec", id, "--", "yes")
+	stdout, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	_, err = io.ReadFull(stdout, make([]byte, 2))
+	require.NoError(t, err)
+	require.NoError(t, stdout.Close())
+	require.Error(t, cmd.Wait())
+	require.Equal(t, 141, cmd.ProcessState.ExitCode())
+	require.Equal(t, "[]\n", s.ok("ps", "--json", id))
+
+	cmd = s.program("exec", id, "--", "sh", "-c", "trap 'exit 9' INT; echo ready; while :; do sleep 0.05; done")
+	stdout, err = cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	_, err = io.ReadFull(stdout, make([]byte, len("ready")))
+	require.NoError(t, err)
+	require.NoError(t, cmd.Process.Signal(os.Interrupt))
+	require.Error(t, cmd.Wait())
+	require.Equal(t, 9, cmd.ProcessState.ExitCode())
+}
+
+// TestExecThroughRestarts restarts the server under a command and wants its
+// output whole.
+func TestExecThroughRestarts(t *testing.T) {
+	t.Parallel()
+	s := newShell(t)
+	id := s.capsule()
+	r := s.start(nil, "exec", id, "--", "sh", "-c", "for i in $(seq 200); do echo $i; sleep 0.02; done; exit 6")
+	for i := range 4 {
+		r.sees("\n" + strconv.Itoa(40*i+10) + "\n")
+		s.server.Restart()
+	}
+	r.wait(6)
+	var want strings.Builder
+	for i := range 200 {
+		fmt.Fprintln(&want, i+1)
+	}
+	require.Equal(t, want.String(), r.out.String())
+	require.Empty(t, r.err.String())
+}
+
+// TestWaitTimeout gives up; the process goes on.
+func TestWaitTimeout(t *testing.T) {
+	t.Parallel()
+	s := newShell(t)
+	id := s.capsule()
+	s.ok("exec", "-d", "--tag", "long", id, "--", "sleep", "1000")
+	began := time.Now()
+	require.Contains(t, s.fails(125, "wait", "--timeout", "100ms", id, "long"), "gave up waiting")
+	require.GreaterOrEqual(t, time.Since(began), 100*time.Millisecond)
+	require.Contains(t, s.ok("ps", id), "long")
+}

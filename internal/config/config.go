@@ -1,0 +1,98 @@
+// Package config holds the settings of the daemons, one documented struct
+// each. A setting comes from, in rising order: the default in the code, the
+// configuration file, the environment, the command line.
+//
+// It may import the root package only.
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"github.com/caarlos0/env/v11"
+	"go.yaml.in/yaml/v3"
+)
+
+// Up is the configuration of `nestbox up`: control plane and host agent in one
+// process.
+type Up struct {
+	// Dir holds all state: database, capsule records, templates, the writable
+	// layers of capsules, and the first API key.
+	Dir string `yaml:"dir" env:"NESTBOX_DIR"`
+	// Listen is the address and port of the HTTP API and of capsule ports.
+	Listen string `yaml:"listen" env:"NESTBOX_LISTEN"`
+	// Domain is the domain under which capsule ports are reached:
+	// http://<port>-<capsule>.<domain>:<listen port>/.
+	Domain string `yaml:"domain" env:"NESTBOX_DOMAIN"`
+	// Database is a postgres:// URL, or empty for SQLite in Dir.
+	Database string `yaml:"database" env:"NESTBOX_DATABASE"`
+	// Platform is gVisor's platform: systrap (works everywhere) or kvm.
+	Platform string `yaml:"platform" env:"NESTBOX_PLATFORM"`
+	// LogLevel is debug, info, warn or error.
+	LogLevel string `yaml:"log_level" env:"NESTBOX_LOG_LEVEL"`
+}
+
+// DefaultUp returns the settings of `nestbox up` that nobody changed.
+func DefaultUp() Up {
+	return Up{
+		Dir:      "/var/lib/nestbox",
+		Listen:   "127.0.0.1:8080",
+		Domain:   "localhost",
+		Platform: "systrap",
+		LogLevel: "info",
+	}
+}
+
+// Load fills cfg from a YAML file, if path is not empty, and then from the
+// environment. An unknown key in the file is an error. The command line is
+// the caller's business, and so is Validate after it.
+func Load(cfg any, path string, environ map[string]string) error {
+	if path != "" {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		dec := yaml.NewDecoder(bytes.NewReader(data))
+		dec.KnownFields(true)
+		if err := dec.Decode(cfg); err != nil && !errors.Is(err, io.EOF) {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+	}
+	return env.ParseWithOptions(cfg, env.Options{Environment: environ})
+}
+
+var domainPattern = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*$`)
+
+// Validate reports the first setting that cannot work.
+func (c Up) Validate() error {
+	if c.Dir == "" || !filepath.IsAbs(c.Dir) {
+		return fmt.Errorf("dir %q is not an absolute path", c.Dir)
+	}
+	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
+		return fmt.Errorf("listen %q is not address:port: %w", c.Listen, err)
+	}
+	if !domainPattern.MatchString(c.Domain) {
+		return fmt.Errorf("domain %q is not a host name", c.Domain)
+	}
+	if c.Database != "" && !strings.HasPrefix(c.Database, "postgres://") && !strings.HasPrefix(c.Database, "postgresql://") {
+		return errors.New("database is not a postgres:// URL") // never shown: it may hold a password
+	}
+	switch c.Platform {
+	case "systrap", "kvm", "ptrace":
+	default:
+		return fmt.Errorf("platform %q is none of systrap, kvm, ptrace", c.Platform)
+	}
+	switch c.LogLevel {
+	case "debug", "info", "warn", "error":
+	default:
+		return fmt.Errorf("log level %q is none of debug, info, warn, error", c.LogLevel)
+	}
+	return nil
+}

@@ -1,0 +1,58 @@
+package config
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestLoadOrder(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "nestbox.yaml")
+	require.NoError(t, os.WriteFile(file, []byte("domain: boxes.example\nlisten: 0.0.0.0:80\n"), 0o600))
+
+	cfg := DefaultUp()
+	require.NoError(t, Load(&cfg, file, map[string]string{"NESTBOX_LISTEN": "127.0.0.1:9000"}))
+	require.Equal(t, "boxes.example", cfg.Domain, "from the file")
+	require.Equal(t, "127.0.0.1:9000", cfg.Listen, "the environment wins over the file")
+	require.Equal(t, "systrap", cfg.Platform, "the default stays")
+	require.NoError(t, cfg.Validate())
+}
+
+func TestLoadRefusesUnknownKeys(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "nestbox.yaml")
+	require.NoError(t, os.WriteFile(file, []byte("lisen: 0.0.0.0:80\n"), 0o600))
+	cfg := DefaultUp()
+	require.ErrorContains(t, Load(&cfg, file, nil), "lisen")
+}
+
+func TestValidate(t *testing.T) {
+	t.Parallel()
+	require.NoError(t, DefaultUp().Validate())
+	for name, spoil := range map[string]func(*Up){
+		"relative dir":     func(c *Up) { c.Dir = "state" },
+		"no port":          func(c *Up) { c.Listen = "localhost" },
+		"bad domain":       func(c *Up) { c.Domain = "a b" },
+		"upper domain":     func(c *Up) { c.Domain = "Example" },
+		"unknown database": func(c *Up) { c.Database = "mysql://x" },
+		"unknown platform": func(c *Up) { c.Platform = "vmware" },
+		"unknown level":    func(c *Up) { c.LogLevel = "loud" },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			cfg := DefaultUp()
+			spoil(&cfg)
+			require.Error(t, cfg.Validate())
+		})
+	}
+}
+
+func TestValidateHidesTheDatabaseURL(t *testing.T) {
+	t.Parallel()
+	cfg := DefaultUp()
+	cfg.Database = "mysql://user:secret@host/db"
+	require.NotContains(t, cfg.Validate().Error(), "secret")
+}

@@ -1,0 +1,243 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/nestbox/nestbox"
+	"github.com/nestbox/nestbox/internal/guest"
+	"github.com/nestbox/nestbox/internal/hostagent"
+)
+
+// Capsules are the use cases of a capsule's life. To a caller a capsule of
+// another team is like one that does not exist: CodeNotFound. A malformed id
+// is CodeInvalid.
+type Capsules struct{ cfg Config }
+
+// Bounds of the work that goes on after a caller has left.
+const (
+	createIn  = time.Minute
+	destroyIn = time.Minute
+	cleanUpIn = 30 * time.Second // after a failed create
+)
+
+// activeStep is how exactly Capsule.LastActiveAt is kept.
+const activeStep = 5 * time.Second
+
+// Create starts a capsule and returns when it runs. A caller that leaves does
+// not leave a half-made capsule: the work goes on to its end, at most createIn.
+//
+// CodeInvalid: req cannot be meant. CodeNotFound: no such template.
+// CodeUnavailable: the host does not answer. The capsule of a failed create is
+// in StateError with the reason, unless it never got as far.
+func (c *Capsules) Create(ctx context.Context, by Caller, req CreateCapsule) (nestbox.Capsule, error) {
+	req, err := req.check()
+	if err != nil {
+		return nestbox.Capsule{}, err
+	}
+	ctx = context.WithoutCancel(ctx)
+	work, cancel := context.WithTimeout(ctx, createIn)
+	defer cancel()
+	host, err := c.cfg.Host.Info(work)
+	if err != nil {
+		return nestbox.Capsule{}, hostError(err)
+	}
+	if !slices.Contains(host.Templates, req.Template) {
+		return nestbox.Capsule{}, nestbox.Errorf(nestbox.CodeNotFound, "template not found")
+	}
+	now := c.cfg.instant()
+	capsule := nestbox.Capsule{
+		ID: nestbox.NewID(nestbox.PrefixCapsule), TeamID: by.TeamID, HostID: host.ID,
+		Template: req.Template, State: nestbox.StateStarting, Resources: req.Resources,
+		TimeoutSec: req.TimeoutSec, Metadata: req.Metadata,
+		CreatedAt: now, LastActiveAt: now, UpdatedAt: now,
+	}
+	// The row comes first: whatever is then left half done, the Reconciler finds.
+	if err := c.cfg.Store.CreateCapsule(work, capsule, host.HostInfo); err != nil {
+		return nestbox.Capsule{}, err
+	}
+	_, err = c.cfg.Host.Create(work, hostagent.Spec{ID: capsule.ID, Template: req.Template, Resources: req.Resources})
+	if err != nil {
+		return nestbox.Capsule{}, c.abandon(ctx, capsule.ID, hostError(err))
+	}
+	return c.started(ctx, work, capsule.ID)
+}
+
+// started records that a capsule runs.
+func (c *Capsules) started(ctx, work context.Context, id string) (nestbox.Capsule, error) {
+	capsule, err := c.cfg.Store.Transition(work, id, nestbox.TriggerStarted, c.cfg.instant(), "")
+	switch {
+	case err == nil:
+		c.cfg.Log.Info("capsule created", keyCapsule, id)
+		return capsule, nil
+	case nestbox.CodeOf(err) != nestbox.CodeInvalidState:
+		return nestbox.Capsule{}, c.abandon(ctx, id, err)
+	case capsule.State == nestbox.StateRunning: // the Reconciler saw it first
+		return capsule, nil
+	}
+	err = nestbox.Errorf(nestbox.CodeInvalidState, "sandbox was destroyed while it started")
+	if capsule.State == nestbox.StateError {
+		err = nestbox.Errorf(nestbox.CodeGuest, "sandbox failed as soon as it had started: %s", capsule.Reason)
+	}
+	return nestbox.Capsule{}, c.abandon(ctx, id, err)
+}
+
+// abandon ends a create that failed with cause, and returns cause. What it
+// cannot do now the Reconciler does later.
+func (c *Capsules) abandon(ctx context.Context, id string, cause error) error {
+	ctx, cancel := context.WithTimeout(ctx, cleanUpIn)
+	defer cancel()
+	reason := cause.Error()
+	if nestbox.CodeOf(cause) == nestbox.CodeInternal {
+		reason = "internal error" // the whole of it is for the log only
+	}
+	c.cfg.Log.Warn("creating a capsule failed", keyCapsule, id, keyError, cause)
+	_, err := c.cfg.Store.Transition(ctx, id, nestbox.TriggerFailed, c.cfg.instant(), reason)
+	if nestbox.CodeOf(err) == nestbox.CodeInvalidState { // it was destroyed, or marked, already
+		err = nil
+	}
+	if err := errors.Join(err, c.cfg.Host.Destroy(ctx, id)); err != nil {
+		c.cfg.Log.Warn("cleaning up after a failed create; the reconciler will", keyCapsule, id, keyError, err)
+	}
+	return cause
+}
+
+// Get returns a capsule, also one that has come to its end.
+func (c *Capsules) Get(ctx context.Context, by Caller, id string) (nestbox.Capsule, error) {
+	capsule, err := c.read(ctx, id)
+	if err == nil && capsule.TeamID != by.TeamID {
+		err = nestbox.Errorf(nestbox.CodeNotFound, "sandbox not found")
+	}
+	if err != nil {
+		return nestbox.Capsule{}, err
+	}
+	return capsule, nil
+}
+
+// read returns a capsule of any team.
+func (c *Capsules) read(ctx context.Context, id string) (nestbox.Capsule, error) {
+	if !nestbox.ValidID(nestbox.PrefixCapsule, id) {
+		return nestbox.Capsule{}, nestbox.Errorf(nestbox.CodeInvalid, "invalid sandbox ID")
+	}
+	return c.cfg.Store.Capsule(ctx, id)
+}
+
+// Destroy ends a capsule and returns when everything it used is freed. It
+// works from every state and may be repeated. A caller that leaves does not
+// stop it. CodeUnavailable: the host did not do it; the capsule is
+// StateStopping and the Reconciler goes on trying.
+func (c *Capsules) Destroy(ctx context.Context, by Caller, id string) error {
+	capsule, err := c.Get(ctx, by, id)
+	if err != nil || capsule.State == nestbox.StateStopped {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), destroyIn)
+	defer cancel()
+	capsule, err = c.cfg.Store.Transition(ctx, id, nestbox.TriggerDestroy, c.cfg.instant(), "")
+	if err != nil {
+		return unlessStopped(capsule, err)
+	}
+	if err := c.cfg.finishDestroy(ctx, id); err != nil {
+		c.cfg.Log.Warn("destroying a capsule; the reconciler will try again", keyCapsule, id, keyError, err)
+		return err
+	}
+	c.cfg.Log.Info("capsule destroyed", keyCapsule, id)
+	return nil
+}
+
+// finishDestroy brings a capsule that is stopping to its end.
+func (cfg Config) finishDestroy(ctx context.Context, id string) error {
+	if err := cfg.Host.Destroy(ctx, id); err != nil {
+		return &nestbox.Error{Code: nestbox.CodeUnavailable, Message: "sandbox host could not destroy it now; it will try again", Err: err}
+	}
+	capsule, err := cfg.Store.Transition(ctx, id, nestbox.TriggerDestroyed, cfg.instant(), "")
+	return unlessStopped(capsule, err)
+}
+
+// unlessStopped drops the error of a transition to where somebody else has
+// brought the capsule already.
+func unlessStopped(capsule nestbox.Capsule, err error) error {
+	if nestbox.CodeOf(err) == nestbox.CodeInvalidState && capsule.State == nestbox.StateStopped {
+		return nil
+	}
+	return err
+}
+
+// Ping notes that a capsule is in use. CodeInvalidState: it does not run.
+func (c *Capsules) Ping(ctx context.Context, by Caller, id string) error {
+	capsule, err := c.Get(ctx, by, id)
+	if err == nil {
+		err = running(capsule)
+	}
+	if err == nil {
+		c.touch(ctx, capsule)
+	}
+	return err
+}
+
+// Guest lends the inside of a running capsule, and notes that it is in use.
+// CodeInvalidState: it does not run.
+func (c *Capsules) Guest(ctx context.Context, by Caller, id string) (guest.Guest, error) {
+	capsule, err := c.Get(ctx, by, id)
+	if err != nil {
+		return nil, err
+	}
+	g, err := c.enter(ctx, capsule)
+	if err != nil {
+		return nil, err
+	}
+	c.touch(ctx, capsule)
+	return g, nil
+}
+
+// enter lends the inside of a capsule, if it runs.
+func (c *Capsules) enter(ctx context.Context, capsule nestbox.Capsule) (guest.Guest, error) {
+	if err := running(capsule); err != nil {
+		return nil, err
+	}
+	g, err := c.cfg.Host.Guest(ctx, capsule.ID)
+	switch nestbox.CodeOf(err) {
+	case nestbox.CodeNotFound, nestbox.CodeInvalidState:
+		// It died, and the Reconciler is about to say so.
+		return nil, &nestbox.Error{Code: nestbox.CodeInvalidState, Message: "sandbox is not running (status: error)", Err: err}
+	}
+	return g, hostError(err)
+}
+
+func running(capsule nestbox.Capsule) error {
+	if capsule.State == nestbox.StateRunning {
+		return nil
+	}
+	status := capsule.State
+	if status == nestbox.StateStopping { // as the API shows it
+		status = nestbox.StateStopped
+	}
+	return nestbox.Errorf(nestbox.CodeInvalidState, "sandbox is not running (status: %s)", status)
+}
+
+// touch keeps LastActiveAt. It writes seldom, by what was just read, and is
+// never a reason to fail.
+func (c *Capsules) touch(ctx context.Context, capsule nestbox.Capsule) {
+	now := c.cfg.Now()
+	if now.Sub(capsule.LastActiveAt) < activeStep {
+		return
+	}
+	if err := c.cfg.Store.TouchCapsule(ctx, capsule.ID, now); err != nil {
+		c.cfg.Log.Warn("noting the use of a capsule", keyCapsule, capsule.ID, keyError, err)
+	}
+}
+
+// hostError is what a caller gets to see of a host's error.
+func hostError(err error) error {
+	switch nestbox.CodeOf(err) {
+	case nestbox.CodeUnavailable, nestbox.CodeTimeout, nestbox.CodeCanceled:
+		return &nestbox.Error{Code: nestbox.CodeUnavailable, Message: "sandbox host is not reachable", Err: err}
+	case nestbox.CodeInternal:
+		if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+			return &nestbox.Error{Code: nestbox.CodeUnavailable, Message: "sandbox host is not reachable", Err: err}
+		}
+	}
+	return err
+}

@@ -1,0 +1,339 @@
+package control
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/nestbox/nestbox"
+	"github.com/nestbox/nestbox/internal/hostagent"
+	"github.com/nestbox/nestbox/internal/store"
+)
+
+func TestPassMarksWhatDied(t *testing.T) {
+	onBoth(t, func(t *testing.T, w *world) {
+		well, dead, lost := w.create(t), w.create(t), w.create(t)
+		w.host.crash(dead.ID)
+		w.host.lose(lost.ID)
+		w.pass(t)
+		require.Equal(t, well, w.get(t, well.ID))
+		require.Equal(t, nestbox.StateError, w.get(t, dead.ID).State)
+		require.Equal(t, "segfault", w.get(t, dead.ID).Reason)
+		require.Equal(t, nestbox.StateError, w.get(t, lost.ID).State)
+		require.Equal(t, "lost by its host", w.get(t, lost.ID).Reason)
+		require.Equal(t, []string{well.ID}, w.host.has(), "the dead one is freed")
+		w.pass(t)
+		require.Equal(t, well, w.get(t, well.ID))
+		hosts, err := w.store.Hosts(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, []nestbox.HostInfo{w.host.info.HostInfo}, hosts)
+	})
+}
+
+// A capsule that comes between the question to the host and the look into the
+// store is not lost.
+func TestPassDuringCreate(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	var c nestbox.Capsule
+	var once sync.Once
+	w.host.step = func(s step) {
+		if s.method == "List" && s.when == "after" {
+			once.Do(func() { c = w.create(t) })
+		}
+	}
+	w.pass(t)
+	require.Equal(t, nestbox.StateRunning, w.get(t, c.ID).State)
+
+	// Nor is one that the host has not got yet.
+	w.host.step = func(s step) {
+		if s.method == "Create" && s.when == "before" {
+			w.pass(t)
+			require.Equal(t, nestbox.StateStarting, w.get(t, s.id).State)
+		}
+	}
+	w.create(t)
+	w.host.step = func(s step) {
+		if s.method == "Create" && s.when == "after" {
+			w.pass(t)
+			require.Equal(t, nestbox.StateStarting, w.get(t, s.id).State)
+			w.clock.advance(interrupted) // a very slow one: the Reconciler is first
+			w.pass(t)
+			require.Equal(t, nestbox.StateRunning, w.get(t, s.id).State)
+		}
+	}
+	w.create(t)
+}
+
+// What nobody has a record of is freed, but not in a hurry.
+func TestPassSweeps(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	id := nestbox.NewID(nestbox.PrefixCapsule)
+	w.host.put(hostagent.Status{Spec: hostagent.Spec{ID: id}, State: hostagent.StateRunning, CreatedAt: w.clock.Now()})
+	w.pass(t)
+	require.Equal(t, []string{id}, w.host.has())
+	w.clock.advance(interrupted)
+	w.pass(t)
+	require.Empty(t, w.host.has())
+
+	// What is recorded as ended goes at once, and what is another host's never.
+	c := w.create(t)
+	require.NoError(t, w.Capsules.Destroy(t.Context(), w.me, c.ID))
+	w.host.put(hostagent.Status{Spec: hostagent.Spec{ID: c.ID}, State: hostagent.StateRunning, CreatedAt: w.clock.Now()})
+	w.pass(t)
+	require.Empty(t, w.host.has())
+
+	c = w.create(t)
+	w.host.change(func() { w.host.info.ID = nestbox.NewID(nestbox.PrefixHost) })
+	w.clock.advance(time.Hour)
+	w.pass(t)
+	require.Equal(t, []string{c.ID}, w.host.has())
+	require.Equal(t, c, w.get(t, c.ID))
+}
+
+func TestPassPrunes(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	old, live := w.create(t), w.create(t)
+	require.NoError(t, w.Capsules.Destroy(t.Context(), w.me, old.ID))
+	w.clock.advance(7 * 24 * time.Hour)
+	w.pass(t)
+	w.get(t, old.ID)
+	w.clock.advance(time.Second)
+	w.pass(t)
+	_, err := w.Capsules.Get(t.Context(), w.me, old.ID)
+	requireCode(t, nestbox.CodeNotFound, err)
+	w.get(t, live.ID)
+}
+
+// One capsule that cannot be freed does not keep the others from it.
+func TestPassGoesOnAfterAFailure(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	dead, lost := w.create(t), w.create(t)
+	w.host.crash(dead.ID)
+	w.host.lose(lost.ID)
+	w.host.failing("Destroy", nestbox.Errorf(nestbox.CodeInternal, "busy"))
+	w.pass(t)
+	require.Equal(t, nestbox.StateError, w.get(t, dead.ID).State)
+	require.Equal(t, nestbox.StateError, w.get(t, lost.ID).State)
+	require.Equal(t, []string{dead.ID}, w.host.has())
+	w.host.failing("Destroy", nil)
+	w.pass(t)
+	require.Empty(t, w.host.has())
+}
+
+func TestSilentHost(t *testing.T) {
+	t.Parallel()
+	for _, restarted := range []bool{false, true} {
+		w := newWorld(t)
+		c := w.create(t)
+		w.pass(t)
+		if restarted { // never saw the host
+			w.restart()
+		}
+		w.host.setDown(true)
+		fail := func() { requireCode(t, nestbox.CodeUnavailable, w.Reconciler.pass(t.Context())) }
+		fail()
+		w.clock.advance(lostAfter - time.Second)
+		fail()
+		require.Equal(t, nestbox.StateRunning, w.get(t, c.ID).State)
+		w.clock.advance(time.Second)
+		fail()
+		require.Equal(t, nestbox.StateMissing, w.get(t, c.ID).State)
+		require.Equal(t, "its host does not answer", w.get(t, c.ID).Reason)
+		requireCode(t, nestbox.CodeInvalidState, w.Capsules.Ping(t.Context(), w.me, c.ID))
+		fail()
+
+		w.host.setDown(false)
+		w.pass(t)
+		require.Equal(t, nestbox.StateRunning, w.get(t, c.ID).State)
+		require.Empty(t, w.get(t, c.ID).Reason)
+		w.host.setDown(true)
+		fail()
+		require.Equal(t, nestbox.StateRunning, w.get(t, c.ID).State, "the silence is counted anew")
+	}
+}
+
+// die runs an operation as a process that is killed at its n-th step, and
+// reports whether it lived that long.
+func (w *world) die(n int, operation func()) (died bool) {
+	var steps atomic.Int32
+	w.host.step = func(step) {
+		if int(steps.Add(1)) > n {
+			runtime.Goexit()
+		}
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		operation()
+	}()
+	<-done
+	w.host.step = func(step) {}
+	return int(steps.Load()) > n
+}
+
+// Wherever a process dies, what comes after it finds its way to a state that
+// is legal and in which store and host agree.
+func TestKilledAtEveryStep(t *testing.T) {
+	t.Parallel()
+	broken := nestbox.Errorf(nestbox.CodeInternal, "broken")
+	for name, c := range map[string]struct {
+		prepare func(w *world)
+		operate func(t *testing.T, w *world, id string)
+		end     map[nestbox.CapsuleState]bool
+	}{
+		"create": {
+			operate: func(t *testing.T, w *world, _ string) { _, _ = w.Capsules.Create(t.Context(), w.me, CreateCapsule{}) },
+			end:     map[nestbox.CapsuleState]bool{nestbox.StateRunning: true, nestbox.StateError: true},
+		},
+		"failing create": {
+			prepare: func(w *world) { w.host.failing("Create", broken) },
+			operate: func(t *testing.T, w *world, _ string) { _, _ = w.Capsules.Create(t.Context(), w.me, CreateCapsule{}) },
+			end:     map[nestbox.CapsuleState]bool{nestbox.StateRunning: true, nestbox.StateError: true},
+		},
+		"destroy": {
+			operate: func(t *testing.T, w *world, id string) { _ = w.Capsules.Destroy(t.Context(), w.me, id) },
+			end:     map[nestbox.CapsuleState]bool{nestbox.StateRunning: true, nestbox.StateStopped: true},
+		},
+		"reconciling a death": {
+			prepare: func(w *world) { w.host.crash(w.host.has()[0]) },
+			operate: func(t *testing.T, w *world, id string) { _ = w.Reconciler.pass(t.Context()) },
+			end:     map[nestbox.CapsuleState]bool{nestbox.StateError: true},
+		},
+	} {
+		for _, hostToo := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, host too: %t", name, hostToo), func(t *testing.T) {
+				t.Parallel()
+				w := newWorld(t)
+				for n, died := 0, true; died; n++ {
+					id := w.create(t).ID
+					if c.prepare != nil {
+						c.prepare(w)
+					}
+					died = w.die(n, func() { c.operate(t, w, id) })
+					w.host.failing("Create", nil)
+					w.clock.advance(time.Second)
+					w.restart()
+					if hostToo {
+						w.host.restart()
+					} else {
+						w.clock.advance(interrupted)
+					}
+					w.pass(t)
+					w.requireAgreement(t)
+					all, _, err := w.Capsules.List(t.Context(), w.me, ListCapsules{All: true})
+					require.NoError(t, err)
+					for _, row := range all {
+						if row.ID != id || name == "destroy" || name == "reconciling a death" {
+							require.True(t, c.end[row.State], "killed at step %d: %s (%s)", n, row.State, row.Reason)
+						}
+						require.NoError(t, w.Capsules.Destroy(t.Context(), w.me, row.ID))
+					}
+					require.Empty(t, w.host.has())
+					_, err = w.store.PruneCapsules(t.Context(), w.clock.Now().Add(time.Hour), 100)
+					require.NoError(t, err)
+				}
+			})
+		}
+	}
+}
+
+// requireAgreement is that nothing is under way, and that the host has exactly
+// what runs.
+func (w *world) requireAgreement(t require.TestingT) {
+	all, _, err := w.Capsules.List(context.Background(), w.me, ListCapsules{All: true})
+	require.NoError(t, err)
+	running := map[string]bool{}
+	for _, c := range all {
+		require.Contains(t, []nestbox.CapsuleState{nestbox.StateRunning, nestbox.StateStopped, nestbox.StateError}, c.State)
+		if c.State == nestbox.StateRunning {
+			running[c.ID] = true
+		}
+	}
+	onHost := w.host.has()
+	require.Len(t, onHost, len(running))
+	for _, id := range onHost {
+		require.True(t, running[id])
+	}
+}
+
+// inBubble runs a test with a Reconciler that runs, in a time that passes as
+// soon as everybody waits.
+func inBubble(t *testing.T, test func(t *testing.T, w *world)) {
+	path := filepath.Join(t.TempDir(), "nestbox.db")
+	synctest.Test(t, func(t *testing.T) {
+		s, err := store.Open(t.Context(), "sqlite:"+path, slog.New(slog.DiscardHandler))
+		require.NoError(t, err)
+		w := &world{store: s, host: newFakeHost(time.Now)}
+		w.Control = New(Config{Store: s, Host: w.host, Log: slog.New(slog.DiscardHandler)})
+		w.me = w.newTeam(t)
+		test(t, w)
+		require.NoError(t, s.Close())
+	})
+}
+
+// run starts the Reconciler and returns what stops it.
+func (w *world) run(t *testing.T) (stop func()) {
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- w.Reconciler.Run(ctx) }()
+	return func() {
+		cancel()
+		require.NoError(t, <-ended)
+	}
+}
+
+func TestRunMarksDeathsWithinASecond(t *testing.T) {
+	t.Parallel()
+	inBubble(t, func(t *testing.T, w *world) {
+		before := w.create(t)
+		w.host.crash(before.ID)
+		stop := w.run(t)
+		c := w.create(t)
+		time.Sleep(passEvery / 2) // far from a pass
+		require.Equal(t, nestbox.StateError, w.get(t, before.ID).State)
+		w.host.crash(c.ID)
+		time.Sleep(time.Second)
+		require.Equal(t, nestbox.StateError, w.get(t, c.ID).State)
+		require.Equal(t, "segfault", w.get(t, c.ID).Reason)
+		require.Empty(t, w.host.has(), "and freed")
+		stop()
+	})
+}
+
+func TestRunOutlastsItsHost(t *testing.T) {
+	t.Parallel()
+	inBubble(t, func(t *testing.T, w *world) {
+		c := w.create(t)
+		stop := w.run(t)
+		time.Sleep(time.Second)
+		w.host.setDown(true)
+		time.Sleep(passEvery)
+		require.Equal(t, nestbox.StateRunning, w.get(t, c.ID).State)
+		time.Sleep(time.Minute)
+		require.Equal(t, nestbox.StateMissing, w.get(t, c.ID).State)
+		w.host.mu.Lock()
+		require.Less(t, w.host.watches, 30, "with pauses in between")
+		require.Greater(t, w.host.watches, 10)
+		w.host.mu.Unlock()
+		w.host.setDown(false)
+		time.Sleep(passEvery)
+		require.Equal(t, nestbox.StateRunning, w.get(t, c.ID).State)
+		w.host.crash(c.ID)
+		time.Sleep(time.Second)
+		require.Equal(t, nestbox.StateError, w.get(t, c.ID).State, "deaths are watched again")
+		stop()
+	})
+}

@@ -1,0 +1,125 @@
+package control
+
+import (
+	"context"
+	"encoding/base64"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/nestbox/nestbox"
+	"github.com/nestbox/nestbox/internal/store"
+)
+
+// CreateCapsule says what to create.
+type CreateCapsule struct {
+	Template   string            // "" = nestbox.TemplateMinimal
+	Resources  nestbox.Resources // zero or negative values = the defaults
+	TimeoutSec int               // inactivity limit in seconds; 0 = never
+	Metadata   map[string]string
+}
+
+// Bounds of metadata, in bytes.
+const (
+	maxMetadataKey   = 128
+	maxMetadataValue = 4096
+)
+
+// check returns the request with its defaults, or CodeInvalid.
+func (r CreateCapsule) check() (CreateCapsule, error) {
+	if r.Template == "" {
+		r.Template = nestbox.TemplateMinimal
+	}
+	if !nestbox.ValidTemplateName(r.Template) {
+		return r, nestbox.Errorf(nestbox.CodeInvalid, "template %.80q is not a valid name: 1 to 64 letters, digits and ._- that begin with a letter or digit", r.Template)
+	}
+	r.Resources = r.Resources.WithDefaults()
+	if err := r.Resources.Validate(); err != nil {
+		return r, err
+	}
+	if r.TimeoutSec < 0 || r.TimeoutSec > nestbox.MaxTimeoutSec {
+		return r, nestbox.Errorf(nestbox.CodeInvalid, "timeout_sec must be between 0 and %d, not %d", nestbox.MaxTimeoutSec, r.TimeoutSec)
+	}
+	if len(r.Metadata) > nestbox.MaxMetadata {
+		return r, nestbox.Errorf(nestbox.CodeInvalid, "metadata has more than %d entries", nestbox.MaxMetadata)
+	}
+	for k, v := range r.Metadata {
+		if k == "" || len(k) > maxMetadataKey || !isText(k) {
+			return r, nestbox.Errorf(nestbox.CodeInvalid, "metadata key %.80q is not 1 to %d bytes of UTF-8 without NUL", k, maxMetadataKey)
+		}
+		if len(v) > maxMetadataValue || !isText(v) {
+			return r, nestbox.Errorf(nestbox.CodeInvalid, "metadata value of %.80q is not at most %d bytes of UTF-8 without NUL", k, maxMetadataValue)
+		}
+	}
+	return r, nil
+}
+
+func isText(s string) bool { return utf8.ValidString(s) && !strings.ContainsRune(s, 0) }
+
+// ListCapsules says which capsules to list.
+type ListCapsules struct {
+	All    bool   // also those that are stopping, stopped or failed
+	Limit  int    // 1 to MaxListCapsules; 0 = MaxListCapsules
+	Cursor string // "" = from the newest; else the next of the page before
+}
+
+// MaxListCapsules is how many capsules one page has at most.
+const MaxListCapsules = 1000
+
+// What a list shows. A capsule that is stopping is shown as stopped, so it is
+// where the stopped ones are.
+var (
+	presentStates = []nestbox.CapsuleState{nestbox.StateStarting, nestbox.StateRunning, nestbox.StateMissing}
+	allStates     = []nestbox.CapsuleState{
+		nestbox.StateStarting, nestbox.StateRunning, nestbox.StateMissing,
+		nestbox.StateStopping, nestbox.StateStopped, nestbox.StateError,
+	}
+)
+
+// List returns a page of the caller's capsules, newest first, and the cursor
+// of the page after it, "" if there is none. CodeInvalid: bad limit or cursor.
+func (c *Capsules) List(ctx context.Context, by Caller, req ListCapsules) (capsules []nestbox.Capsule, next string, err error) {
+	page := store.Page{States: presentStates, Limit: req.Limit}
+	if req.All {
+		page.States = allStates
+	}
+	switch {
+	case req.Limit == 0:
+		page.Limit = MaxListCapsules
+	case req.Limit < 0 || req.Limit > MaxListCapsules:
+		return nil, "", nestbox.Errorf(nestbox.CodeInvalid, "limit must be between 1 and %d, not %d", MaxListCapsules, req.Limit)
+	}
+	if req.Cursor != "" {
+		if page.Before, err = parseCursor(req.Cursor); err != nil {
+			return nil, "", err
+		}
+	}
+	limit := page.Limit
+	page.Limit++ // one more tells whether there is a next page
+	capsules, err = c.cfg.Store.CapsulesOfTeam(ctx, by.TeamID, page)
+	if err != nil {
+		return nil, "", err
+	}
+	if len(capsules) > limit {
+		capsules = capsules[:limit]
+		next = cursorAfter(capsules[limit-1])
+	}
+	return capsules, next, nil
+}
+
+// A cursor is the creation time in microseconds and the id of the last capsule
+// of a page.
+func cursorAfter(c nestbox.Capsule) string {
+	return base64.RawURLEncoding.EncodeToString([]byte(strconv.FormatInt(c.CreatedAt.UnixMicro(), 10) + ":" + c.ID))
+}
+
+func parseCursor(s string) (store.Position, error) {
+	raw, err := base64.RawURLEncoding.DecodeString(s)
+	micros, id, _ := strings.Cut(string(raw), ":")
+	n, numErr := strconv.ParseInt(micros, 10, 64)
+	if err != nil || numErr != nil || n <= 0 || !nestbox.ValidID(nestbox.PrefixCapsule, id) {
+		return store.Position{}, nestbox.Errorf(nestbox.CodeInvalid, "cursor %.80q is not one that a list returned", s)
+	}
+	return store.Position{CreatedAt: time.UnixMicro(n), ID: id}, nil
+}

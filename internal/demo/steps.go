@@ -1,0 +1,303 @@
+package demo
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/nestbox/nestbox"
+	"github.com/nestbox/nestbox/client"
+)
+
+const (
+	webPort = 8000
+	page    = "<h1>Hello from a capsule</h1>\n"
+)
+
+// sh runs a script in the capsule and returns what it wrote.
+func (w *walk) sh(ctx context.Context, script string) (string, error) {
+	out, err := w.capsule.Command("/bin/sh", "-c", script).Output(ctx)
+	return string(out), err
+}
+
+func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
+
+func (w *walk) upload(ctx context.Context) error {
+	if _, err := w.capsule.Files.Write(ctx, "/srv/site/index.html", strings.NewReader(page)); err != nil {
+		return err
+	}
+	entries, err := w.capsule.Files.List(ctx, "/srv/site", 1)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		w.did("%s, %d bytes, owner %s", e.Path, e.Size, e.Owner)
+	}
+	return nil
+}
+
+func (w *walk) startWeb(ctx context.Context) error {
+	begin := time.Now()
+	p, err := w.capsule.Processes.Start(ctx, nestbox.ProcessSpec{
+		Cmd: "python3", Args: []string{"-u", "-m", "http.server", fmt.Sprint(webPort), "--bind", "127.0.0.1"},
+		Cwd: "/srv/site", Tag: "web",
+	})
+	if err != nil {
+		return err
+	}
+	w.did("202 after %.1f ms: pid %d, tag %q", float64(time.Since(begin).Microseconds())/1000, p.PID, p.Tag)
+	w.proves("the answer came once the program was running, and did not wait for it")
+	return nil
+}
+
+func (w *walk) list(ctx context.Context) error {
+	list, err := w.capsule.Processes.List(ctx, false)
+	if err != nil {
+		return err
+	}
+	for _, p := range list {
+		w.did("pid %-5d tag %-6s %s %s", p.PID, p.Tag, p.Cmd, strings.Join(p.Args, " "))
+	}
+	if len(list) != 1 || list[0].Tag != "web" {
+		return fmt.Errorf("expected the web server alone, got %d processes", len(list))
+	}
+	return nil
+}
+
+func (w *walk) reach(ctx context.Context) error {
+	u, err := w.capsule.Ports.URL(ctx, webPort, time.Minute)
+	if err != nil {
+		return err
+	}
+	bare, _, _ := strings.Cut(u.URL, "?")
+	if status, _, err := get(ctx, bare); err != nil || status != http.StatusUnauthorized {
+		return errors.Join(fmt.Errorf("without a credential: status %d", status), err)
+	}
+	w.did("GET %s → 401 without a credential", bare)
+	// The program may need a moment until it listens: 502 says that nothing does.
+	for {
+		status, body, err := get(ctx, u.URL)
+		switch {
+		case err != nil:
+			return err
+		case status == http.StatusOK && body == page:
+			w.did("GET with the signed URL → 200 %s", oneLine(body))
+			w.proves("a port that listens on the capsule's own loopback is reachable, by those only who may")
+			return nil
+		case status != http.StatusBadGateway:
+			return fmt.Errorf("status %d: %s", status, body)
+		}
+		if err := sleep(ctx, 20*time.Millisecond); err != nil {
+			return err
+		}
+	}
+}
+
+func get(ctx context.Context, url string) (int, string, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return 0, "", err
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0, "", err
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	return res.StatusCode, string(body), err
+}
+
+func (w *walk) readOutput(ctx context.Context) error {
+	stream, err := w.capsule.Processes.Attach(ctx, "web", client.Attach{})
+	if err != nil {
+		return err
+	}
+	defer stream.Close()
+	var got bytes.Buffer
+	for !strings.Contains(got.String(), "GET / HTTP") {
+		ev, err := stream.Next(ctx)
+		if err != nil {
+			return err
+		}
+		got.Write(ev.Data)
+	}
+	for line := range strings.Lines(got.String()) {
+		w.did("│ %s", strings.TrimRight(line, "\n"))
+	}
+	w.proves("all of it from its first byte, though nobody was attached when it was written")
+	return nil
+}
+
+// ticker writes lines with contents that cannot be guessed, and at the end the
+// checksum of all of them, computed where they were written.
+const ticker = `
+import hashlib, os, time
+h = hashlib.sha256()
+for i in range(60):
+    line = "%d %s\n" % (i, os.urandom(512).hex())
+    h.update(line.encode())
+    print(line, end="", flush=True)
+    time.sleep(0.05)
+print(h.hexdigest(), flush=True)
+raise SystemExit(7)`
+
+func (w *walk) leaveAndComeBack(ctx context.Context) error {
+	p, err := w.capsule.Processes.Start(ctx, nestbox.ProcessSpec{Cmd: "python3", Args: []string{"-c", ticker}, Tag: "ticker"})
+	if err != nil {
+		return err
+	}
+	var got bytes.Buffer
+	offset, err := w.readSome(ctx, &got, 8<<10)
+	if err != nil {
+		return err
+	}
+	w.did("pid %d writes random lines; read %d bytes of them, then hung up", p.PID, offset)
+
+	if err := w.server.KillHard(); err != nil {
+		return err
+	}
+	w.did("kill -9 of the server; the capsule goes on without it")
+	if err := w.server.Start(ctx); err != nil {
+		return err
+	}
+	list, err := w.capsule.Processes.List(ctx, false)
+	if err != nil {
+		return err
+	}
+	if len(list) != 2 {
+		return fmt.Errorf("%d processes after the restart, expected 2", len(list))
+	}
+	w.did("started again: same capsule, same %d processes", len(list))
+
+	if err := w.readRest(ctx, &got, offset); err != nil {
+		return err
+	}
+	lines := strings.SplitAfter(strings.TrimSuffix(got.String(), "\n"), "\n")
+	content, stated := strings.Join(lines[:len(lines)-1], ""), lines[len(lines)-1]
+	if sum := fmt.Sprintf("%x", sha256.Sum256([]byte(content))); sum != stated {
+		return fmt.Errorf("the joined output has checksum %s, the program says %s", sum, stated)
+	}
+	w.did("resumed at byte %d and read to the end: %d bytes, sha256 %.16s…", offset, got.Len(), stated)
+	w.proves("the two halves join byte for byte: the checksum is the one the program computed")
+	return nil
+}
+
+// readSome reads at least n bytes of the ticker and hangs up.
+func (w *walk) readSome(ctx context.Context, to *bytes.Buffer, n int) (offset int64, err error) {
+	stream, err := w.capsule.Processes.Attach(ctx, "ticker", client.Attach{})
+	if err != nil {
+		return 0, err
+	}
+	defer stream.Close()
+	for to.Len() < n {
+		ev, err := stream.Next(ctx)
+		if err != nil {
+			return 0, err
+		}
+		to.Write(ev.Data)
+	}
+	return stream.Offset(), nil
+}
+
+func (w *walk) readRest(ctx context.Context, to *bytes.Buffer, offset int64) error {
+	stream, err := w.capsule.Processes.Attach(ctx, "ticker", client.Attach{Since: nestbox.Since{Offset: offset}})
+	if err != nil {
+		return err
+	}
+	defer stream.Close()
+	for {
+		ev, err := stream.Next(ctx)
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if ev.Kind == nestbox.EventGap {
+			return fmt.Errorf("bytes %d to %d are missing", ev.Offset, ev.To)
+		}
+		to.Write(ev.Data)
+	}
+}
+
+func (w *walk) exitCode(ctx context.Context) error {
+	p, err := w.capsule.Processes.Get(ctx, "ticker")
+	if err != nil {
+		return err
+	}
+	if p.Exit == nil || p.Exit.Code != 7 {
+		return fmt.Errorf("expected exit code 7, got %+v", p.Exit)
+	}
+	w.did("ticker: %s with code %d at %s, %d bytes written", p.Exit.Reason, p.Exit.Code, p.Exit.At.Format(time.TimeOnly), p.Output.End)
+	w.proves("an exit is a record, kept with its log after the process is gone")
+	return nil
+}
+
+// family is a shell that starts an ordinary child, one in a session of its
+// own, and one that is orphaned by a double fork.
+const family = `
+sleep 4321 &
+setsid sleep 4321 &
+(setsid sh -c 'sleep 4321 & exit' &)
+wait`
+
+// countFamily counts the sleepers without a ps that may not be there.
+const countFamily = `n=0; for f in /proc/[0-9]*/cmdline; do [ "$(tr '\0' ' ' <$f 2>/dev/null)" = "sleep 4321 " ] && n=$((n+1)); done; echo $n`
+
+func (w *walk) killTree(ctx context.Context) error {
+	if _, err := w.capsule.Processes.Start(ctx, nestbox.ProcessSpec{Cmd: "/bin/sh", Args: []string{"-c", family}, Tag: "family"}); err != nil {
+		return err
+	}
+	for n := ""; n != "3"; {
+		out, err := w.sh(ctx, countFamily)
+		if err != nil {
+			return err
+		}
+		n = strings.TrimSpace(out)
+	}
+	w.did("a shell with a child, a setsid child and a double-forked orphan: 3 sleepers alive")
+	begin := time.Now()
+	if err := w.capsule.Processes.Kill(ctx, "family", client.Kill{Signal: "SIGTERM", Grace: time.Second}); err != nil {
+		return err
+	}
+	took := time.Since(begin)
+	left, err := w.sh(ctx, countFamily)
+	if err != nil {
+		return err
+	}
+	if strings.TrimSpace(left) != "0" {
+		return fmt.Errorf("%s sleepers left", strings.TrimSpace(left))
+	}
+	w.did("killed in %d ms; sleepers alive: 0", took.Milliseconds())
+	w.proves("kill means the whole tree, and the answer comes when none is left")
+	return nil
+}
+
+func (w *walk) isolation(ctx context.Context) error {
+	out, err := w.sh(ctx, `ls -A /home /root | tr '\n' ' '; test -e /etc/shadow && echo SHADOW; ls /proc | grep -c '^[0-9]'`)
+	if err != nil {
+		return err
+	}
+	if strings.Contains(out, "SHADOW") {
+		return errors.New("the host's /etc/shadow is visible")
+	}
+	w.did("/home, /root and the number of processes: %s", oneLine(out))
+	w.proves("homes and secrets of this machine are not in there, nor are its processes")
+	return nil
+}
+
+// sleep waits for d or for the end of ctx.
+func sleep(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
+}

@@ -1,0 +1,171 @@
+// Package edge is where requests come in: those whose host name is
+// <port>-<capsule>.<domain> go to that port inside the capsule, all others to
+// the API.
+//
+// Ports are private. A request shows either an API key of the capsule's team
+// or a signed token that expires, and neither is ever passed on into the
+// capsule. The package imports internal/control and the root package only.
+package edge
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/nestbox/nestbox"
+	"github.com/nestbox/nestbox/internal/control"
+)
+
+// Ports is what the edge asks of the control plane: *control.Ports.
+type Ports interface {
+	Authorize(ctx context.Context, capsule string, port uint16, cred control.PortCredential) error
+	Dial(ctx context.Context, capsule string, port uint16) (net.Conn, error)
+}
+
+// Config is what an Edge is made of.
+type Config struct {
+	Domain string // of capsule ports, in lower case: "localhost"
+	Ports  Ports
+	API    http.Handler // everything else
+	Log    *slog.Logger
+}
+
+// Edge is an http.Handler.
+type Edge struct {
+	cfg       Config
+	transport *http.Transport
+	proxy     *httputil.ReverseProxy
+}
+
+// How connections into capsules are kept.
+const (
+	idlePerTarget = 8
+	idleAtAll     = 512
+	idleFor       = 30 * time.Second
+)
+
+// New returns an Edge. Close it to close idle connections.
+func New(cfg Config) *Edge {
+	e := &Edge{cfg: cfg}
+	e.transport = &http.Transport{
+		DialContext:         e.dial,
+		DisableCompression:  true, // bodies pass as they are
+		MaxIdleConns:        idleAtAll,
+		MaxIdleConnsPerHost: idlePerTarget,
+		IdleConnTimeout:     idleFor,
+	}
+	e.proxy = &httputil.ReverseProxy{
+		Rewrite:       rewrite,
+		Transport:     e.transport,
+		FlushInterval: -1, // a stream is passed on as it comes
+		ErrorHandler:  e.failed,
+		ErrorLog:      slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug),
+	}
+	return e
+}
+
+// Close closes idle connections into capsules.
+func (e *Edge) Close() { e.transport.CloseIdleConnections() }
+
+func (e *Edge) dial(ctx context.Context, _, addr string) (net.Conn, error) {
+	t, err := parseAddr(addr)
+	if err != nil {
+		return nil, err
+	}
+	return e.cfg.Ports.Dial(ctx, t.capsule, t.port)
+}
+
+// targetKey is the context key of a request's target.
+type targetKey struct{}
+
+// ServeHTTP implements http.Handler.
+func (e *Edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	t, ok, err := parseHost(r.Host, e.cfg.Domain)
+	if err != nil {
+		e.refuse(w, r, err)
+		return
+	}
+	if !ok {
+		e.cfg.API.ServeHTTP(w, r)
+		return
+	}
+	cred, source := credential(r)
+	if err := e.cfg.Ports.Authorize(r.Context(), t.capsule, t.port, cred); err != nil {
+		e.refuse(w, r, err)
+		return
+	}
+	if source == fromQuery && isNavigation(r) {
+		rememberToken(w, r, cred.Token)
+		return
+	}
+	// A program may answer while the request's body is still coming. Where this
+	// cannot be (HTTP/2 always can) the proxy works without.
+	_ = http.NewResponseController(w).EnableFullDuplex()
+	e.proxy.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), targetKey{}, t)))
+}
+
+// rewrite makes the request that goes into the capsule: everything but our
+// credentials, and where it came from.
+func rewrite(pr *httputil.ProxyRequest) {
+	t, _ := pr.In.Context().Value(targetKey{}).(target)
+	pr.Out.URL = &url.URL{
+		Scheme: "http", Host: t.addr(), Path: pr.In.URL.Path, RawPath: pr.In.URL.RawPath,
+		RawQuery: pr.In.URL.RawQuery, ForceQuery: pr.In.URL.ForceQuery,
+	}
+	pr.Out.Host = pr.In.Host // development servers compare it
+	pr.SetXForwarded()
+	strip(pr.Out)
+}
+
+// statusOf maps the codes that the control plane answers for ports.
+var statusOf = map[nestbox.Code]int{
+	nestbox.CodeInvalid:         http.StatusBadRequest,
+	nestbox.CodeUnauthenticated: http.StatusUnauthorized,
+	nestbox.CodeDenied:          http.StatusForbidden,
+	nestbox.CodeNotFound:        http.StatusNotFound,
+	nestbox.CodeInvalidState:    http.StatusConflict,
+	nestbox.CodeExhausted:       http.StatusServiceUnavailable,
+	nestbox.CodeUnavailable:     http.StatusServiceUnavailable,
+	nestbox.CodeTimeout:         http.StatusGatewayTimeout,
+	nestbox.CodeGuest:           http.StatusBadGateway,
+}
+
+const howToGetIn = "this port is private: send the header X-API-Key, or use a URL made by `nestbox url <capsule> <port>`"
+
+// refuse answers an error as plain text.
+func (e *Edge) refuse(w http.ResponseWriter, r *http.Request, err error) {
+	code := nestbox.CodeOf(err)
+	status, known := statusOf[code]
+	text := err.Error()
+	switch {
+	case !known:
+		status, text = http.StatusInternalServerError, "internal error"
+		e.cfg.Log.ErrorContext(r.Context(), "request for a capsule's port failed", "error", err)
+	case status == http.StatusUnauthorized:
+		text += "; " + howToGetIn
+	}
+	w.Header().Set("Cache-Control", "no-store")
+	http.Error(w, text, status)
+}
+
+// failed answers for a capsule whose port did not.
+func (e *Edge) failed(w http.ResponseWriter, r *http.Request, err error) {
+	if r.Context().Err() != nil {
+		return // the client has left
+	}
+	known := &nestbox.Error{}
+	switch {
+	case !errors.As(err, &known):
+		known = &nestbox.Error{Code: nestbox.CodeGuest, Message: "the program on this port broke the connection", Err: err}
+	case known.Code == nestbox.CodeUnavailable && strings.Contains(known.Message, "nothing listens"):
+		// The host is well; it is the program that is not there (yet).
+		known = &nestbox.Error{Code: nestbox.CodeGuest, Message: known.Message, Err: err}
+	}
+	e.refuse(w, r, known)
+}

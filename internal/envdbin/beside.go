@@ -1,0 +1,5 @@
+//go:build !embed_envd
+
+package envdbin
+
+var embedded []byte

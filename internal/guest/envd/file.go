@@ -1,0 +1,216 @@
+package envd
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/nestbox/nestbox"
+	"github.com/nestbox/nestbox/internal/guest"
+)
+
+// files are the files of the machine that envd runs on, with envd's rights.
+//
+// Names that are not UTF-8 are shown with U+FFFD in the place of what is
+// wrong, and so cannot be asked for: the API's paths are UTF-8.
+type files struct{ owners owners }
+
+var _ guest.Files = (*files)(nil)
+
+func newFiles() guest.Files { return &files{} }
+
+// Read implements guest.Files. The FileInfo is that of the opened file, also
+// behind a symlink. Reading fails once ctx has ended.
+func (f *files) Read(ctx context.Context, path string) (io.ReadCloser, nestbox.FileInfo, error) {
+	path, err := cleanPath(ctx, path)
+	if err != nil {
+		return nil, nestbox.FileInfo{}, err
+	}
+	// Devices are not even opened: that alone can have effects.
+	st, err := os.Stat(path)
+	if err != nil {
+		return nil, nestbox.FileInfo{}, fileError(path, err)
+	}
+	if !st.Mode().IsRegular() {
+		return nil, nestbox.FileInfo{}, notRegular(path, st)
+	}
+	// Should a FIFO have taken its place, O_NONBLOCK opens it without a writer.
+	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK|syscall.O_NOCTTY, 0)
+	if err != nil {
+		return nil, nestbox.FileInfo{}, fileError(path, err)
+	}
+	st, err = file.Stat()
+	if err == nil && !st.Mode().IsRegular() {
+		err = notRegular(path, st)
+	}
+	if err != nil {
+		_ = file.Close()
+		return nil, nestbox.FileInfo{}, fileError(path, err)
+	}
+	return &openFile{ctx: ctx, path: path, file: file}, fileInfo(path, st, f.owners.names()), nil
+}
+
+func notRegular(path string, st fs.FileInfo) error {
+	if st.IsDir() {
+		return nestbox.Errorf(nestbox.CodeInvalid, "%s is a directory", path)
+	}
+	return nestbox.Errorf(nestbox.CodeInvalid, "%s is not a regular file", path)
+}
+
+// openFile is the content of a file.
+type openFile struct {
+	ctx  context.Context
+	path string
+	file *os.File
+}
+
+// Read implements io.Reader.
+func (o *openFile) Read(p []byte) (int, error) {
+	if o.ctx.Err() != nil {
+		return 0, contextError(o.ctx)
+	}
+	n, err := o.file.Read(p)
+	if err != nil && err != io.EOF {
+		err = fileError(o.path, err)
+	}
+	return n, err
+}
+
+// Close implements io.Closer.
+func (o *openFile) Close() error { return o.file.Close() }
+
+// Stat implements guest.Files.
+func (f *files) Stat(ctx context.Context, path string) (nestbox.FileInfo, error) {
+	path, err := cleanPath(ctx, path)
+	if err != nil {
+		return nestbox.FileInfo{}, err
+	}
+	st, err := os.Lstat(path)
+	if err != nil {
+		return nestbox.FileInfo{}, fileError(path, err)
+	}
+	return fileInfo(path, st, f.owners.names()), nil
+}
+
+// Mkdir implements guest.Files. What is made has mode 0755 and envd's owner.
+func (f *files) Mkdir(ctx context.Context, path string) (nestbox.FileInfo, error) {
+	path, err := cleanPath(ctx, path)
+	if err != nil {
+		return nestbox.FileInfo{}, err
+	}
+	if _, err := os.Lstat(path); err == nil {
+		return nestbox.FileInfo{}, nestbox.Errorf(nestbox.CodeConflict, "%s exists already", path)
+	}
+	made, err := makeDirs(filepath.Dir(path), nil)
+	if err == nil {
+		err = os.Mkdir(path, 0o755)
+	}
+	if err != nil {
+		removeDirs(made)
+		return nestbox.FileInfo{}, writeError(path, err)
+	}
+	return f.Stat(ctx, path)
+}
+
+// Remove implements guest.Files.
+func (f *files) Remove(ctx context.Context, path string) error {
+	path, err := cleanPath(ctx, path)
+	if err != nil {
+		return err
+	}
+	if path == "/" {
+		return nestbox.Errorf(nestbox.CodeInvalid, "/ cannot be removed")
+	}
+	err = os.RemoveAll(path)
+	switch {
+	case err == nil, errors.Is(err, syscall.ENOTDIR): // below a file there is nothing
+		return nil
+	case errors.Is(err, syscall.EBUSY):
+		return nestbox.Errorf(nestbox.CodeInvalid, "%s cannot be removed: it is or holds a mount point", path)
+	}
+	return fileError(path, err)
+}
+
+// fileInfo describes what is at path, where st comes from.
+func fileInfo(path string, st fs.FileInfo, names ownerNames) nestbox.FileInfo {
+	out := nestbox.FileInfo{
+		Name:       validText(filepath.Base(path)),
+		Path:       validText(path),
+		Size:       st.Size(),
+		ModifiedAt: st.ModTime().UTC(),
+	}
+	switch st.Mode().Type() {
+	case 0:
+		out.Type = nestbox.FileTypeFile
+	case fs.ModeDir:
+		out.Type = nestbox.FileTypeDirectory
+	case fs.ModeSymlink:
+		out.Type = nestbox.FileTypeSymlink
+		if target, err := os.Readlink(path); err == nil {
+			out.SymlinkTarget = validText(target)
+		}
+	default:
+		out.Type = nestbox.FileTypeOther
+	}
+	if sys, ok := st.Sys().(*syscall.Stat_t); ok {
+		out.Mode = sys.Mode & 0o7777
+		out.Owner = names.user(sys.Uid)
+		out.Group = names.group(sys.Gid)
+	}
+	return out
+}
+
+func validText(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
+
+// cleanPath returns the shortest form of a path that was asked for.
+func cleanPath(ctx context.Context, path string) (string, error) {
+	if err := nestbox.ValidatePath(path); err != nil {
+		return "", err
+	}
+	if ctx.Err() != nil {
+		return "", contextError(ctx)
+	}
+	return filepath.Clean(path), nil
+}
+
+// fileError gives an operating system's error its code and a message. An error
+// that has a code stays as it is.
+func fileError(path string, err error) error {
+	if e, ok := errors.AsType[*nestbox.Error](err); ok {
+		return e
+	}
+	errno, ok := errors.AsType[syscall.Errno](err)
+	if !ok {
+		return nestbox.Errorf(nestbox.CodeGuest, "%s: %w", path, err)
+	}
+	code := nestbox.CodeGuest
+	switch errno {
+	case syscall.ENOENT, syscall.ENOTDIR:
+		return &nestbox.Error{Code: nestbox.CodeNotFound, Message: "no such file or directory: " + path, Err: errno}
+	case syscall.EACCES, syscall.EPERM, syscall.EROFS:
+		code = nestbox.CodeDenied
+	case syscall.EEXIST, syscall.EISDIR, syscall.ENOTEMPTY, syscall.ETXTBSY:
+		code = nestbox.CodeConflict
+	case syscall.ENOSPC, syscall.EDQUOT, syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM:
+		code = nestbox.CodeExhausted
+	case syscall.EFBIG:
+		code = nestbox.CodeTooLarge
+	case syscall.ENAMETOOLONG, syscall.ELOOP, syscall.EINVAL, syscall.ENXIO, syscall.EBUSY:
+		code = nestbox.CodeInvalid
+	}
+	return nestbox.Errorf(code, "%s: %w", path, errno)
+}
+
+// writeError is fileError for what makes path: something in its way that is no
+// directory is a conflict then.
+func writeError(path string, err error) error {
+	if errors.Is(err, syscall.ENOTDIR) {
+		return nestbox.Errorf(nestbox.CodeConflict, "a parent of %s is not a directory", path)
+	}
+	return fileError(path, err)
+}

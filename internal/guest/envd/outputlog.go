@@ -1,0 +1,418 @@
+package envd
+
+import (
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/nestbox/nestbox"
+)
+
+// The streams of a log, as they are numbered inside it.
+const (
+	stdout = 0
+	stderr = 1
+)
+
+var streamNames = [...]nestbox.Stream{stdout: nestbox.Stdout, stderr: nestbox.Stderr}
+
+// outputLog is the ordered, byte-numbered record of what one process wrote.
+//
+// It is a row of slabs, oldest first. Only the last one, the tail, grows; the
+// others are sealed. The newest are in memory, older ones in a spill file, and
+// when both are full the oldest slab is dropped. Bytes once written do not
+// change, so a reader takes slices of a slab and copies nothing.
+//
+// Whoever appends, spills or drops holds writing, which is taken before mu and
+// may be held during disk I/O (never while waiting for the process). mu guards
+// the memory that readers look at.
+type outputLog struct {
+	budget    *budget
+	maxMemory int64
+	maxSlots  int // of the spill file
+	maxSlab   int // bytes of a slab together with its runs on disk
+
+	writing  sync.Mutex
+	nextSize int // of the next slab
+	spill    *spillFile
+	noSpill  bool // the spill file could not be made
+
+	memory atomic.Int64 // capacity of the slabs in memory
+
+	mu        sync.Mutex
+	slabs     []*slab
+	start     int64 // offset of the oldest byte kept
+	end       int64 // offset after the newest byte
+	written   [2]int64
+	open      int // streams that are not at their end
+	exit      *nestbox.Exit
+	exitAt    int64
+	aborted   bool // the daemon stops
+	forgotten bool // nobody can attach any more
+	lossless  map[*outputReader]struct{}
+	changed   chan struct{} // closed at the next change, if somebody waits for one
+	room      chan struct{} // closed when a lossless reader moves on, if a pump waits for that
+}
+
+// slab is a piece of a log. Its fields are guarded by the log's mu.
+type slab struct {
+	base  int64
+	size  int    // bytes that are written
+	buf   []byte // in memory; nil when on disk
+	runs  []run  // in memory
+	nruns int    // on disk
+	slot  int    // on disk; -1 if not
+	refs  int    // readers that look at buf
+	gone  bool   // no longer in the log
+}
+
+// run says that bytes of a slab, from the end of the run before up to end,
+// come from one stream. It is end<<1 | stream.
+type run uint32
+
+func newRun(end, stream int) run { return run(end<<1 | stream) }
+func (r run) end() int           { return int(r >> 1) }
+func (r run) stream() int        { return int(r & 1) }
+
+func (s *slab) end() int64 { return s.base + int64(s.size) }
+
+// newOutputLog makes the log of a process with two open streams.
+func newOutputLog(limits Limits, b *budget) *outputLog {
+	l := &outputLog{
+		budget:    b,
+		maxMemory: limits.LogMemory,
+		maxSlab:   int(min(maxSlab, limits.LogMemory/4)),
+		nextSize:  minSlab,
+		open:      2,
+		lossless:  map[*outputReader]struct{}{},
+	}
+	l.maxSlots = int(max(0, limits.LogDisk) / int64(l.maxSlab))
+	return l
+}
+
+// fill reads once from a stream into the log.
+func (l *outputLog) fill(stream int, read func([]byte) (int, error)) (int, error) {
+	l.writing.Lock()
+	defer l.writing.Unlock()
+	return l.fillLocked(stream, read)
+}
+
+func (l *outputLog) fillLocked(stream int, read func([]byte) (int, error)) (int, error) {
+	tail, fresh := l.tail()
+	free := min(cap(tail.buf), l.maxSlab-4*(len(tail.runs)+1))
+	n, err := read(tail.buf[len(tail.buf):free])
+	if n <= 0 {
+		if fresh {
+			l.budget.recycle(tail.buf)
+		}
+		return n, err
+	}
+	if fresh && n == cap(tail.buf) {
+		l.nextSize = min(4*cap(tail.buf), l.maxSlab) // there is more where this came from
+	} else if fresh {
+		l.nextSize = min(2*cap(tail.buf), l.maxSlab)
+	}
+	l.publish(tail, fresh, stream, n)
+	for l.memory.Load() > l.maxMemory && l.relieve() {
+	}
+	return n, err
+}
+
+// tail returns the slab to write to, and whether it is a new one that is not
+// in the log yet. A nearly full slab is left, because a short read costs as
+// much as a long one.
+func (l *outputLog) tail() (s *slab, fresh bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if n := len(l.slabs); n > 0 {
+		last := l.slabs[n-1]
+		free := min(cap(last.buf), l.maxSlab-4*(len(last.runs)+1)) - len(last.buf)
+		if last.buf != nil && free > 0 && free >= cap(last.buf)/16 {
+			return last, false
+		}
+	}
+	return &slab{base: l.end, buf: l.budget.buffer(l.nextSize), slot: -1}, true
+}
+
+// publish makes n bytes that were read into the tail part of the log.
+func (l *outputLog) publish(tail *slab, fresh bool, stream, n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if fresh {
+		l.slabs = append(l.slabs, tail)
+		l.account(cap(tail.buf))
+	}
+	tail.buf = tail.buf[:tail.size+n]
+	tail.size += n
+	if k := len(tail.runs); k > 0 && tail.runs[k-1].stream() == stream {
+		tail.runs[k-1] = newRun(tail.size, stream)
+	} else {
+		tail.runs = append(tail.runs, newRun(tail.size, stream))
+	}
+	l.end += int64(n)
+	l.written[stream] += int64(n)
+	l.broadcast()
+}
+
+func (l *outputLog) account(n int) {
+	l.memory.Add(int64(n))
+	l.budget.memory.Add(int64(n))
+}
+
+// relieve takes the oldest slab out of memory: to disk if possible, else by
+// dropping it. It reports whether it did. Needs writing.
+func (l *outputLog) relieve() bool {
+	l.mu.Lock()
+	i := slices.IndexFunc(l.slabs, func(s *slab) bool { return s.buf != nil })
+	if i < 0 {
+		l.mu.Unlock()
+		return false
+	}
+	s := l.slabs[i]
+	l.mu.Unlock()
+	if slot, ok := l.store(s); ok {
+		l.mu.Lock()
+		buf := s.buf
+		s.slot, s.nruns, s.buf, s.runs = slot, len(s.runs), nil, nil
+		l.account(-cap(buf))
+		if s.refs == 0 {
+			l.budget.recycle(buf)
+		}
+		l.mu.Unlock()
+		return true
+	}
+	return l.dropThrough(s)
+}
+
+// store writes a slab to disk, in place of the oldest one there if need be.
+func (l *outputLog) store(s *slab) (slot int, ok bool) {
+	if l.spill == nil && !l.noSpill && l.maxSlots > 0 {
+		file, err := newSpillFile(l.budget, l.maxSlab, l.maxSlots)
+		l.noSpill = err != nil
+		l.mu.Lock()
+		l.spill = file
+		l.mu.Unlock()
+	}
+	if l.spill == nil {
+		return 0, false
+	}
+	for {
+		slot, ok := l.spill.take()
+		if !ok {
+			if !l.dropSpilled() {
+				return 0, false
+			}
+			continue
+		}
+		if l.spill.store(slot, s) == nil {
+			return slot, true
+		}
+		l.spill.forsake() // the disk is full: make do with the slots there are
+	}
+}
+
+// dropSpilled drops the oldest slab if it is on disk.
+func (l *outputLog) dropSpilled() bool {
+	l.mu.Lock()
+	oldest := l.slabs[0]
+	l.mu.Unlock()
+	return oldest.slot >= 0 && l.dropThrough(oldest)
+}
+
+// dropThrough drops all slabs up to and including s, if no lossless reader
+// waits for one of them. Needs writing.
+func (l *outputLog) dropThrough(s *slab) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.unreadFrom() < s.end() {
+		return false
+	}
+	for {
+		oldest := l.slabs[0]
+		l.slabs[0] = nil
+		l.slabs = l.slabs[1:]
+		l.remove(oldest)
+		if oldest == s {
+			break
+		}
+	}
+	l.start = s.end()
+	l.broadcast()
+	return true
+}
+
+// remove frees what a slab uses. Needs writing and mu.
+func (l *outputLog) remove(s *slab) {
+	s.gone = true
+	if s.slot >= 0 {
+		l.spill.put(s.slot)
+		return
+	}
+	l.account(-cap(s.buf))
+	if s.refs == 0 {
+		l.budget.recycle(s.buf)
+		s.buf = nil
+	}
+}
+
+// unreadFrom returns the first offset that must be kept for a lossless
+// reader. Needs mu.
+func (l *outputLog) unreadFrom() int64 {
+	from := l.end
+	for r := range l.lossless {
+		from = min(from, r.pos)
+	}
+	return from
+}
+
+// shrink takes everything out of memory, to disk as far as possible, and
+// returns how many bytes that gave.
+func (l *outputLog) shrink() int64 {
+	l.writing.Lock()
+	defer l.writing.Unlock()
+	before := l.memory.Load()
+	for l.relieve() {
+	}
+	l.nextSize = minSlab
+	return before - l.memory.Load()
+}
+
+// tryDropAll drops all bytes that no lossless reader waits for. It does
+// nothing if the log is being written, so that it may be called while another
+// log is.
+func (l *outputLog) tryDropAll() {
+	if l.writing.TryLock() {
+		defer l.writing.Unlock()
+		l.dropAll()
+	}
+}
+
+// forget is for a log that nobody can attach to any more: its bytes go as
+// soon as no lossless reader waits for them.
+func (l *outputLog) forget() {
+	l.writing.Lock()
+	defer l.writing.Unlock()
+	l.mu.Lock()
+	l.forgotten = true
+	l.mu.Unlock()
+	l.dropAll()
+}
+
+// dropAll drops all bytes that no lossless reader waits for. Needs writing.
+func (l *outputLog) dropAll() {
+	l.mu.Lock()
+	var last *slab
+	for _, s := range l.slabs {
+		if s.end() <= l.unreadFrom() {
+			last = s
+		}
+	}
+	l.mu.Unlock()
+	if last != nil {
+		l.dropThrough(last)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.slabs) == 0 && l.spill != nil {
+		l.spill.close()
+		l.spill = nil
+	}
+}
+
+// onDisk reports whether the log has a spill file.
+func (l *outputLog) onDisk() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.spill != nil
+}
+
+// setExit records the leader's end, once.
+func (l *outputLog) setExit(exit nestbox.Exit) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.exit, l.exitAt = &exit, l.end
+	l.broadcast()
+}
+
+// closeStream notes that a stream is at its end, and reports whether it was
+// the last one. The tail then gives back what it does not use.
+func (l *outputLog) closeStream() bool {
+	l.writing.Lock()
+	defer l.writing.Unlock()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.open--
+	if l.open > 0 {
+		return false
+	}
+	if n := len(l.slabs); n > 0 {
+		if s := l.slabs[n-1]; s.buf != nil && s.size < cap(s.buf)/2 {
+			l.account(s.size - cap(s.buf))
+			s.buf = slices.Clip(slices.Clone(s.buf))
+		}
+	}
+	l.broadcast()
+	return true
+}
+
+// abort ends all readers and pumps.
+func (l *outputLog) abort() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.aborted = true
+	l.broadcast()
+	l.makeRoom()
+}
+
+// state returns what the record shows.
+func (l *outputLog) state() (nestbox.OutputState, *nestbox.Exit) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return nestbox.OutputState{
+		Start: l.start, End: l.end,
+		Stdout: l.written[stdout], Stderr: l.written[stderr],
+		Closed: l.open == 0,
+	}, l.exit
+}
+
+// broadcast wakes all who wait for a change. Needs mu.
+func (l *outputLog) broadcast() {
+	if l.changed != nil {
+		close(l.changed)
+		l.changed = nil
+	}
+}
+
+// makeRoom wakes the pumps that wait for a lossless reader. Needs mu.
+func (l *outputLog) makeRoom() {
+	if l.room != nil {
+		close(l.room)
+		l.room = nil
+	}
+}
+
+// waitRoom waits until the lossless readers are near enough to the end for
+// more to be read. It reports false when the daemon stops.
+func (l *outputLog) waitRoom() bool {
+	for {
+		l.mu.Lock()
+		if l.aborted {
+			l.mu.Unlock()
+			return false
+		}
+		window := l.maxMemory
+		if l.budget.overMemory() {
+			window = int64(l.maxSlab) / 4
+		}
+		if l.end-l.unreadFrom() < window {
+			l.mu.Unlock()
+			return true
+		}
+		if l.room == nil {
+			l.room = make(chan struct{})
+		}
+		room := l.room
+		l.mu.Unlock()
+		<-room
+	}
+}

@@ -1,0 +1,203 @@
+package envd
+
+import (
+	"context"
+	"io"
+	"sort"
+
+	"github.com/nestbox/nestbox"
+	"github.com/nestbox/nestbox/internal/guest"
+)
+
+// outputReader is a cursor over an outputLog. It keeps an offset and, while it
+// reads what is on disk, a copy of one slab.
+type outputReader struct {
+	log *outputLog
+
+	// Guarded by the log's mu.
+	pos      int64
+	exitSent bool
+	ended    bool
+	closed   bool
+	done     chan struct{} // closed by Close
+	held     *slab         // whose buffer the last event is part of
+	heldBuf  []byte
+
+	loaded *slab // a private copy of a slab on disk
+}
+
+var _ guest.OutputReader = (*outputReader)(nil)
+
+// attach returns a new reader.
+func (l *outputLog) attach(how guest.Attach) (*outputReader, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	since := how.Since
+	r := &outputReader{log: l, pos: since.Offset, done: make(chan struct{})}
+	switch {
+	case since.Offset < 0 || since.Tail < 0:
+		return nil, nestbox.Errorf(nestbox.CodeInvalid, "an output offset is not negative")
+	case since.Now:
+		r.pos = l.end
+	case since.Offset > l.end:
+		return nil, nestbox.Errorf(nestbox.CodeInvalid, "output offset %d is beyond the end of the log, which is %d", since.Offset, l.end)
+	case since.Offset == 0 && since.Tail > 0:
+		r.pos = max(l.start, l.end-since.Tail)
+	}
+	if how.Lossless {
+		l.lossless[r] = struct{}{}
+	}
+	return r, nil
+}
+
+// Next returns what comes next: as much of one stream as there is in one
+// piece, without a copy if it is in memory.
+func (r *outputReader) Next(ctx context.Context) (nestbox.OutputEvent, error) {
+	for {
+		if ctx.Err() != nil {
+			return nestbox.OutputEvent{}, contextError(ctx)
+		}
+		event, onDisk, changed, err := r.step()
+		switch {
+		case err != nil || event.Kind != "":
+			return event, err
+		case onDisk != nil:
+			if err := r.load(onDisk); err != nil {
+				return nestbox.OutputEvent{}, err
+			}
+			continue
+		}
+		select {
+		case <-changed:
+		case <-r.done:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// step returns the next event, or a slab to load first, or what to wait for.
+func (r *outputReader) step() (event nestbox.OutputEvent, onDisk *slab, changed chan struct{}, err error) {
+	l := r.log
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r.release()
+	switch {
+	case r.closed:
+		return event, nil, nil, nestbox.Errorf(nestbox.CodeInvalidState, "the reader is closed")
+	case r.ended:
+		return event, nil, nil, io.EOF
+	case l.exit != nil && !r.exitSent && r.pos >= l.exitAt:
+		exit := *l.exit
+		event = nestbox.OutputEvent{Kind: nestbox.EventExit, Offset: r.pos, Exit: &exit}
+		r.exitSent = true
+	case r.loaded.covers(r.pos):
+		return r.data(r.loaded), nil, nil, nil
+	case r.pos < l.start:
+		event = nestbox.OutputEvent{Kind: nestbox.EventGap, Offset: r.pos, To: l.start}
+		r.pos = l.start
+	case r.pos < l.end:
+		s := l.slabs[sort.Search(len(l.slabs), func(i int) bool { return l.slabs[i].end() > r.pos })]
+		if s.buf == nil {
+			return event, s, nil, nil
+		}
+		r.loaded = nil
+		s.refs++
+		r.held, r.heldBuf = s, s.buf
+		event = r.data(s)
+	case l.open == 0 && r.exitSent:
+		event = nestbox.OutputEvent{Kind: nestbox.EventClosed, Offset: l.end}
+		r.ended = true
+	case l.aborted:
+		err = errClosed()
+	default:
+		if l.changed == nil {
+			l.changed = make(chan struct{})
+		}
+		changed = l.changed
+	}
+	return event, nil, changed, err
+}
+
+// data returns the bytes of one stream at the cursor, up to the leader's exit
+// if that comes first, and moves on. Needs mu.
+func (r *outputReader) data(s *slab) nestbox.OutputEvent {
+	l := r.log
+	from := int(r.pos - s.base)
+	run := s.runs[sort.Search(len(s.runs), func(i int) bool { return s.runs[i].end() > from })]
+	to := run.end()
+	if l.exit != nil && !r.exitSent && l.exitAt > r.pos {
+		to = min(to, int(l.exitAt-s.base))
+	}
+	event := nestbox.OutputEvent{
+		Kind: nestbox.EventData, Stream: streamNames[run.stream()],
+		Offset: r.pos, Data: s.buf[from:to:to],
+	}
+	r.pos = event.End()
+	l.makeRoom()
+	return event
+}
+
+// load copies a slab from disk. If the slab was dropped meanwhile it does
+// nothing.
+func (r *outputReader) load(s *slab) error {
+	l := r.log
+	l.mu.Lock()
+	file, slot, size, runs := l.spill, s.slot, s.size, s.nruns
+	gone := s.gone
+	l.mu.Unlock()
+	if gone {
+		return nil
+	}
+	var buf []byte
+	if r.loaded != nil {
+		buf = r.loaded.buf
+	}
+	buf, index, err := file.load(slot, size, runs, buf)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case s.gone:
+		r.loaded = nil
+	case err != nil:
+		return &nestbox.Error{Code: nestbox.CodeGuest, Message: "output that was spilled to disk cannot be read", Err: err}
+	default:
+		r.loaded = &slab{base: s.base, size: size, buf: buf, runs: index, slot: -1}
+	}
+	return nil
+}
+
+func (s *slab) covers(pos int64) bool { return s != nil && s.base <= pos && pos < s.end() }
+
+// release gives up the buffer of the event before. Needs mu.
+func (r *outputReader) release() {
+	s := r.held
+	if s == nil {
+		return
+	}
+	s.refs--
+	if s.refs == 0 && (s.gone || s.buf == nil) {
+		r.log.budget.recycle(r.heldBuf)
+	}
+	r.held, r.heldBuf = nil, nil
+}
+
+// Close detaches the reader: a lossless one stops holding the process back.
+func (r *outputReader) Close() error {
+	l := r.log
+	l.mu.Lock()
+	if r.closed {
+		l.mu.Unlock()
+		return nil
+	}
+	r.closed = true
+	close(r.done)
+	r.release()
+	delete(l.lossless, r)
+	l.makeRoom()
+	forgotten := l.forgotten
+	l.mu.Unlock()
+	if forgotten {
+		l.forget()
+	}
+	return nil
+}

@@ -1,0 +1,260 @@
+package envd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nestbox/nestbox"
+)
+
+// process is one process that was started by the API: its leader, its tree
+// and its output.
+type process struct {
+	seq       uint64 // order of starts
+	tag       string
+	mark      string // value of markVariable in the whole tree
+	spec      nestbox.ProcessSpec
+	cwd       string
+	user      string
+	startedAt time.Time
+	log       *outputLog
+	out       [2]*os.File
+	stdin     *stdinPipe // nil if it is /dev/null
+
+	started chan struct{} // closed when what follows is set
+	pid     int
+	child   *child
+	timer   *time.Timer // nil without a timeout
+
+	done chan struct{} // closed when the exit is recorded
+
+	mu     sync.Mutex
+	intent nestbox.ExitReason // why it is being killed, if it is
+}
+
+// record returns what the API shows of the process.
+func (p *process) record() nestbox.Process {
+	output, exit := p.log.state()
+	r := nestbox.Process{
+		PID: p.pid, Tag: p.tag, Cmd: p.spec.Cmd, Args: p.spec.Args,
+		Cwd: p.cwd, User: p.user, Stdin: p.stdin.isOpen(),
+		StartedAt: p.startedAt, Output: output,
+	}
+	if exit != nil {
+		e := *exit
+		r.Exit = &e
+	}
+	return r
+}
+
+// ended reports whether the exit is recorded.
+func (p *process) ended() bool {
+	_, exit := p.log.state()
+	return exit != nil
+}
+
+// intend notes why the process is about to be killed. The first reason stays.
+func (p *process) intend(reason nestbox.ExitReason) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.intent == "" {
+		p.intent = reason
+	}
+}
+
+// recordExit takes over what the leader had written, however much others
+// still write, and then records its end.
+func (p *process) recordExit(status unix.WaitStatus, at time.Time) {
+	l := p.log
+	l.writing.Lock()
+	defer l.writing.Unlock()
+	for stream, file := range p.out {
+		l.drain(stream, file)
+	}
+	l.setExit(p.exitOf(status, at))
+}
+
+func (p *process) exitOf(status unix.WaitStatus, at time.Time) nestbox.Exit {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	exit := nestbox.Exit{Code: status.ExitStatus(), Reason: nestbox.ReasonExited, At: at}
+	if status.Signaled() {
+		sig := status.Signal()
+		exit.Code = 128 + int(sig)
+		exit.Reason = nestbox.ReasonSignalled
+		if exit.Signal = nestbox.SignalName(sig); exit.Signal == "" {
+			exit.Signal = fmt.Sprintf("SIG%d", int(sig)) // a real-time signal
+		}
+	}
+	if p.intent != "" {
+		exit.Reason = p.intent
+	}
+	return exit
+}
+
+// pump moves one stream into the log until its end. No buffer is held while
+// there is nothing to read. It calls after without a lock after every read.
+func (p *process) pump(stream int, after func()) {
+	file := p.out[stream]
+	defer func() { _ = file.Close() }()
+	conn, err := file.SyscallConn()
+	if err != nil {
+		return
+	}
+	for p.log.waitRoom() {
+		var n int
+		var readErr error
+		err := conn.Read(func(fd uintptr) bool {
+			n, readErr = p.log.fill(stream, func(buf []byte) (int, error) { return readNow(int(fd), buf) })
+			return !errors.Is(readErr, unix.EAGAIN)
+		})
+		if err != nil || readErr != nil || n == 0 {
+			return
+		}
+		after()
+	}
+}
+
+// shutDown ends everything that waits for the process. It lives on.
+func (p *process) shutDown() {
+	p.log.abort()
+	for _, f := range p.out {
+		_ = f.Close()
+	}
+	p.stdin.close()
+	if p.timer != nil {
+		p.timer.Stop()
+	}
+}
+
+// drain reads what is in a pipe now, and not what is written to it meanwhile.
+// Needs writing.
+func (l *outputLog) drain(stream int, file *os.File) {
+	conn, err := file.SyscallConn()
+	if err != nil {
+		return // closed: it was read to its end
+	}
+	_ = conn.Control(func(fd uintptr) {
+		pending, err := unix.IoctlGetInt(int(fd), unix.TIOCINQ) // FIONREAD
+		if err != nil {
+			return
+		}
+		for pending > 0 {
+			n, err := l.fillLocked(stream, func(buf []byte) (int, error) { return readNow(int(fd), buf) })
+			if err != nil || n <= 0 {
+				return
+			}
+			pending -= n
+		}
+	})
+}
+
+// readNow reads without waiting: EAGAIN if there is nothing.
+func readNow(fd int, buf []byte) (int, error) {
+	for {
+		n, err := unix.Read(fd, buf)
+		if !errors.Is(err, unix.EINTR) {
+			return n, err
+		}
+	}
+}
+
+// stdinPipe is our end of a process's standard input. A nil one is never open.
+type stdinPipe struct {
+	file   *os.File
+	turn   chan struct{} // holds one token, which the writer takes
+	mu     sync.Mutex
+	closed bool
+}
+
+func newStdinPipe(file *os.File) *stdinPipe {
+	if file == nil {
+		return nil
+	}
+	s := &stdinPipe{file: file, turn: make(chan struct{}, 1)}
+	s.turn <- struct{}{}
+	return s
+}
+
+func (s *stdinPipe) isOpen() bool {
+	if s == nil {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.closed
+}
+
+func (s *stdinPipe) close() {
+	if s == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.closed {
+		s.closed = true
+		_ = s.file.Close()
+	}
+}
+
+// write writes all of data, one caller after another, and then closes the
+// pipe if eof.
+func (s *stdinPipe) write(ctx context.Context, data []byte, eof bool) error {
+	select {
+	case <-s.turn:
+		defer func() { s.turn <- struct{}{} }()
+	case <-ctx.Done():
+		return contextError(ctx)
+	}
+	if !s.isOpen() {
+		return errNoStdin()
+	}
+	if err := s.writeAll(ctx, data); err != nil {
+		return err
+	}
+	if eof {
+		s.close()
+	}
+	return nil
+}
+
+func (s *stdinPipe) writeAll(ctx context.Context, data []byte) error {
+	if len(data) == 0 {
+		return nil
+	}
+	interrupted := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		_ = s.file.SetWriteDeadline(time.Unix(1, 0))
+		close(interrupted)
+	})
+	n, err := s.file.Write(data)
+	if !stop() {
+		<-interrupted
+		_ = s.file.SetWriteDeadline(time.Time{})
+	}
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		e := nestbox.Errorf(nestbox.CodeOf(contextError(ctx)), "%d of %d bytes were written to standard input, which is full", n, len(data))
+		e.Err = ctx.Err()
+		return e
+	case errors.Is(err, syscall.EPIPE):
+		s.close()
+		return nestbox.Errorf(nestbox.CodeInvalidState, "nobody reads the process's standard input any more; %d of %d bytes were written", n, len(data))
+	case errors.Is(err, os.ErrClosed):
+		return errNoStdin()
+	}
+	return nestbox.Errorf(nestbox.CodeGuest, "write to standard input: %w", err)
+}
+
+func errNoStdin() error {
+	return nestbox.Errorf(nestbox.CodeInvalidState, "the process has no open standard input")
+}

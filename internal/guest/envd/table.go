@@ -1,0 +1,354 @@
+package envd
+
+import (
+	"cmp"
+	"context"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nestbox/nestbox"
+	"github.com/nestbox/nestbox/internal/guest"
+)
+
+// table is the processes that were started by the API: the live ones, and the
+// ended ones that are remembered.
+type table struct {
+	limits   Limits
+	slog     *slog.Logger
+	budget   *budget
+	accounts *accounts
+	reaper   *reaper
+	spawner  *spawner
+	group    group
+	ctx      context.Context // ends with the table
+	cancel   context.CancelFunc
+	relief   sync.Mutex // held by whoever relieves memory
+
+	mu       sync.Mutex
+	nextSeq  uint64
+	live     map[uint64]*process // by seq
+	exited   []*process          // oldest first
+	byPID    map[int]*process    // the newest of each number
+	byTag    map[string]*process // the newest of each name
+	starting map[string]struct{} // names of starts that are going on
+}
+
+var _ guest.Processes = (*table)(nil)
+
+func newTable(limits Limits, log *slog.Logger) (*table, error) {
+	reaper, err := acquireReaper()
+	if err != nil {
+		return nil, err
+	}
+	t := &table{
+		limits:   limits,
+		slog:     log,
+		budget:   newBudget(limits),
+		accounts: newAccounts("/etc"),
+		reaper:   reaper,
+		spawner:  startSpawner(),
+		live:     map[uint64]*process{},
+		byPID:    map[int]*process{},
+		byTag:    map[string]*process{},
+		starting: map[string]struct{}{},
+	}
+	t.budget.reclaim = t.forgetOldestOutput
+	t.ctx, t.cancel = context.WithCancel(context.Background())
+	return t, nil
+}
+
+func (t *table) close() {
+	t.group.close()
+	t.cancel()
+	t.mu.Lock()
+	all := slices.Concat(slices.Collect(maps.Values(t.live)), t.exited)
+	t.mu.Unlock()
+	for _, p := range all {
+		p.shutDown()
+	}
+	t.group.wait()
+	t.spawner.close()
+	releaseReaper()
+}
+
+// Start starts a process.
+func (t *table) Start(ctx context.Context, spec nestbox.ProcessSpec, attach *guest.Attach) (nestbox.Process, guest.OutputReader, error) {
+	if err := spec.Validate(); err != nil {
+		return nestbox.Process{}, nil, err
+	}
+	if !t.group.enter() {
+		return nestbox.Process{}, nil, errClosed()
+	}
+	defer t.group.leave()
+	tag, err := t.reserveTag(spec.Tag)
+	if err != nil {
+		return nestbox.Process{}, nil, err
+	}
+	defer t.releaseTag(tag)
+
+	p := &process{
+		tag: tag, mark: nestbox.RandomHex(16), spec: spec,
+		log:     newOutputLog(t.limits, t.budget),
+		started: make(chan struct{}),
+		done:    make(chan struct{}),
+	}
+	p.spec.Env = nil // not needed again, and may hold secrets
+	var reader guest.OutputReader
+	if attach != nil {
+		r, err := p.log.attach(*attach)
+		if err != nil {
+			return nestbox.Process{}, nil, err
+		}
+		reader = r
+	}
+	if err := t.exec(ctx, p, spec); err != nil {
+		return nestbox.Process{}, nil, err
+	}
+	return p.record(), reader, nil
+}
+
+// exec starts the program and makes p part of the table.
+func (t *table) exec(ctx context.Context, p *process, spec nestbox.ProcessSpec) error {
+	plan, err := t.accounts.plan(spec, p.mark)
+	if err != nil {
+		return err
+	}
+	streams, err := openStdio(spec.Stdin)
+	if err != nil {
+		return err
+	}
+	defer streams.closeTheirs()
+	p.cwd, p.user, p.out, p.stdin = plan.cwd, plan.user.name, streams.out, newStdinPipe(streams.stdin)
+	p.startedAt = time.Now()
+	p.child, err = t.reaper.start(
+		func() (int, error) { return t.spawner.launch(ctx, plan, streams.files()) },
+		func(status unix.WaitStatus) {
+			at := time.Now()
+			t.group.run(func() { t.finish(p, status, at) })
+		})
+	if err != nil {
+		streams.closeOurs()
+		return err
+	}
+	p.pid = p.child.pid
+	if spec.Timeout > 0 {
+		p.timer = time.AfterFunc(spec.Timeout, func() { t.group.run(func() { t.expire(p) }) })
+	}
+	t.add(p)
+	close(p.started)
+	for stream := range p.out {
+		t.group.run(func() { t.follow(p, stream) })
+	}
+	if t.ctx.Err() != nil {
+		p.shutDown() // close did not see it
+	}
+	t.slog.Debug("process started", "pid", p.pid, "tag", p.tag, "cmd", spec.Cmd)
+	return nil
+}
+
+// reserveTag makes sure that no live or starting process bears the tag, or
+// finds a new one.
+func (t *table) reserveTag(tag string) (string, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	taken := func(tag string) bool {
+		_, starting := t.starting[tag]
+		p := t.byTag[tag]
+		return starting || p != nil && !p.ended()
+	}
+	if tag != "" && taken(tag) {
+		return "", nestbox.Errorf(nestbox.CodeConflict, "a live process already has the tag %s", tag)
+	}
+	for tag == "" || t.byTag[tag] != nil && taken(tag) {
+		tag = nestbox.NewTag()
+	}
+	t.starting[tag] = struct{}{}
+	return tag, nil
+}
+
+func (t *table) releaseTag(tag string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.starting, tag)
+}
+
+func (t *table) add(p *process) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.nextSeq++
+	p.seq = t.nextSeq
+	t.live[p.seq] = p
+	t.byPID[p.pid] = p
+	t.byTag[p.tag] = p
+}
+
+// follow reads one stream to its end.
+func (t *table) follow(p *process, stream int) {
+	p.pump(stream, t.relieveMemory)
+	if p.log.closeStream() && p.ended() {
+		p.stdin.close() // nobody is left to read it, or at least to answer
+	}
+}
+
+// finish records the leader's end.
+func (t *table) finish(p *process, status unix.WaitStatus, at time.Time) {
+	<-p.started
+	if p.timer != nil {
+		p.timer.Stop()
+	}
+	p.recordExit(status, at)
+	if output, _ := p.log.state(); output.Closed {
+		p.stdin.close()
+	}
+	t.retire(p)
+	close(p.done)
+	t.slog.Debug("process ended", "pid", p.pid, "tag", p.tag, "status", uint32(status))
+}
+
+// expire is the end of a process's time.
+func (t *table) expire(p *process) {
+	<-p.started
+	if p.ended() {
+		return
+	}
+	p.intend(nestbox.ReasonTimeout)
+	if err := t.killTree(t.ctx, p, guest.Kill{Signal: unix.SIGKILL}); err != nil {
+		t.slog.Warn("process tree outlives its timeout", "pid", p.pid, "tag", p.tag, "error", err)
+	}
+}
+
+// find returns the newest process that sel names.
+func (t *table) find(sel nestbox.Selector) (*process, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	p := t.byPID[sel.PID]
+	if sel.Tag != "" {
+		p = t.byTag[sel.Tag]
+	}
+	if p == nil {
+		return nil, nestbox.Errorf(nestbox.CodeNotFound, "no process %s in the capsule", sel)
+	}
+	return p, nil
+}
+
+// List returns the processes in the order of their start.
+func (t *table) List(_ context.Context, all bool) ([]nestbox.Process, error) {
+	t.mu.Lock()
+	processes := slices.Collect(maps.Values(t.live))
+	if all {
+		processes = append(processes, t.exited...)
+	}
+	t.mu.Unlock()
+	slices.SortFunc(processes, func(a, b *process) int { return cmp.Compare(a.seq, b.seq) })
+	records := make([]nestbox.Process, 0, len(processes))
+	for _, p := range processes {
+		if r := p.record(); all || r.Running() {
+			records = append(records, r)
+		}
+	}
+	return records, nil
+}
+
+// Get returns one record.
+func (t *table) Get(_ context.Context, sel nestbox.Selector) (nestbox.Process, error) {
+	p, err := t.find(sel)
+	if err != nil {
+		return nestbox.Process{}, err
+	}
+	return p.record(), nil
+}
+
+// Wait returns the record when the process has ended.
+func (t *table) Wait(ctx context.Context, sel nestbox.Selector) (nestbox.Process, error) {
+	p, err := t.find(sel)
+	if err != nil {
+		return nestbox.Process{}, err
+	}
+	select {
+	case <-p.done:
+		return p.record(), nil
+	default:
+	}
+	select {
+	case <-p.done:
+		return p.record(), nil
+	case <-ctx.Done():
+		return nestbox.Process{}, contextError(ctx)
+	case <-t.ctx.Done():
+		return nestbox.Process{}, errClosed()
+	}
+}
+
+// Attach returns a reader of a process's output.
+func (t *table) Attach(_ context.Context, sel nestbox.Selector, attach guest.Attach) (guest.OutputReader, error) {
+	p, err := t.find(sel)
+	if err != nil {
+		return nil, err
+	}
+	return p.log.attach(attach)
+}
+
+// WriteStdin writes to a process's standard input.
+func (t *table) WriteStdin(ctx context.Context, sel nestbox.Selector, data []byte, eof bool) error {
+	if len(data) > nestbox.MaxStdin {
+		return nestbox.Errorf(nestbox.CodeTooLarge, "more than %d bytes for standard input at once", nestbox.MaxStdin)
+	}
+	p, err := t.find(sel)
+	if err != nil {
+		return err
+	}
+	if p.stdin == nil {
+		return errNoStdin()
+	}
+	return p.stdin.write(ctx, data, eof)
+}
+
+// Signal sends a signal to the leader and its process group.
+func (t *table) Signal(_ context.Context, sel nestbox.Selector, sig syscall.Signal) error {
+	if sig <= 0 || sig > 64 {
+		return nestbox.Errorf(nestbox.CodeInvalid, "%d is not a signal", int(sig))
+	}
+	p, err := t.find(sel)
+	if err != nil {
+		return err
+	}
+	switch err := t.reaper.signalGroup(p.child, sig); err {
+	case nil:
+		return nil
+	case unix.ESRCH:
+		return nestbox.Errorf(nestbox.CodeInvalidState, "process %s has ended", sel)
+	default:
+		return nestbox.Errorf(nestbox.CodeGuest, "send signal %d to process %s: %w", int(sig), sel, err)
+	}
+}
+
+// Kill ends the whole tree. Once begun it goes on without its caller, so that
+// no tree is left half killed.
+func (t *table) Kill(ctx context.Context, sel nestbox.Selector, how guest.Kill) (nestbox.Process, error) {
+	if how.Signal < 0 || how.Signal > 64 || how.Grace < 0 {
+		return nestbox.Process{}, nestbox.Errorf(nestbox.CodeInvalid, "signal %d with a grace of %s is not valid", int(how.Signal), how.Grace)
+	}
+	p, err := t.find(sel)
+	if err != nil {
+		return nestbox.Process{}, err
+	}
+	if !p.ended() {
+		p.intend(nestbox.ReasonKilled)
+	}
+	answer := make(chan error, 1)
+	if !t.group.run(func() { answer <- t.killTree(t.ctx, p, how) }) {
+		return nestbox.Process{}, errClosed()
+	}
+	select {
+	case err := <-answer:
+		return p.record(), err
+	case <-ctx.Done():
+		return nestbox.Process{}, contextError(ctx)
+	}
+}

@@ -1,0 +1,274 @@
+package guestrpc
+
+import (
+	"context"
+	"errors"
+	"io"
+
+	"connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/nestbox/nestbox"
+	guestv1 "github.com/nestbox/nestbox/gen/nestbox/guest/v1"
+	"github.com/nestbox/nestbox/gen/nestbox/guest/v1/guestv1connect"
+	"github.com/nestbox/nestbox/internal/guest"
+)
+
+// files are the files of a Client's guest.
+type files struct{ client *Client }
+
+var _ guest.Files = files{}
+
+// Read implements guest.Files.
+func (f files) Read(ctx context.Context, path string) (io.ReadCloser, nestbox.FileInfo, error) {
+	if err := checkPath(path); err != nil {
+		return nil, nestbox.FileInfo{}, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	call := procedure(guestv1connect.GuestServiceReadFileProcedure, connect.StreamTypeServer)
+	stream, err := f.client.calls.CallServerStream(ctx, call, &guestv1.ReadFileRequest{Path: path})
+	if err != nil {
+		cancel()
+		return nil, nestbox.FileInfo{}, fromWire(err)
+	}
+	d := &download{stream: stream, cancel: cancel}
+	var first guestv1.ReadFileResponse
+	err = d.stream.Receive(&first)
+	if err != nil || first.GetInfo() == nil {
+		_ = d.Close()
+		return nil, nestbox.FileInfo{}, fromWire(unexpectedEOF(err))
+	}
+	return d, fileFromWire(first.GetInfo()), nil
+}
+
+// unexpectedEOF returns err, or io.ErrUnexpectedEOF for one that says that the
+// stream ended, and for none.
+func unexpectedEOF(err error) error {
+	if err == nil || errors.Is(err, io.EOF) {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// download reads the content of a file. Only the message that says so is its
+// end.
+type download struct {
+	stream connect.ClientStream
+	cancel context.CancelFunc
+	frame  frame
+	rest   []byte // of the frame
+	err    error  // sticky
+}
+
+// Read implements io.Reader.
+func (d *download) Read(p []byte) (int, error) {
+	if err := d.fill(); err != nil {
+		return 0, err
+	}
+	n := copy(p, d.rest)
+	d.rest = d.rest[n:]
+	return n, nil
+}
+
+// WriteTo implements io.WriterTo, to spare a copy.
+func (d *download) WriteTo(w io.Writer) (int64, error) {
+	var written int64
+	for {
+		if err := d.fill(); errors.Is(err, io.EOF) {
+			return written, nil
+		} else if err != nil {
+			return written, err
+		}
+		n, err := w.Write(d.rest)
+		written += int64(n)
+		d.rest = d.rest[n:]
+		if err != nil {
+			return written, err
+		}
+	}
+}
+
+// fill makes rest longer than nothing, or returns why it cannot.
+func (d *download) fill() error {
+	for len(d.rest) == 0 && d.err == nil {
+		if err := d.frame.receive(d.stream); err != nil {
+			d.err = fromWire(unexpectedEOF(err))
+			continue
+		}
+		var isData bool
+		var err error
+		if d.rest, isData, err = d.frame.bytes(readFileResponseData); err != nil {
+			d.err = fromWire(err)
+		} else if !isData {
+			d.err = d.last()
+		}
+	}
+	if len(d.rest) > 0 {
+		return nil
+	}
+	return d.err
+}
+
+// last returns what the frame, which holds no data, says of the end.
+func (d *download) last() error {
+	var message guestv1.ReadFileResponse
+	if err := proto.Unmarshal(d.frame.buf, &message); err != nil {
+		return fromWire(err)
+	}
+	if !message.GetDone() {
+		return fromWire(io.ErrUnexpectedEOF)
+	}
+	_ = d.frame.receive(d.stream) // the end of the stream, so that its connection can be used again
+	return io.EOF
+}
+
+// Close implements io.Closer.
+func (d *download) Close() error {
+	if d.err == nil {
+		d.err = nestbox.Errorf(nestbox.CodeCanceled, "the file is closed")
+	}
+	d.rest = nil
+	d.cancel()
+	_ = d.stream.Close()
+	return nil
+}
+
+// Write implements guest.Files.
+func (f files) Write(ctx context.Context, path string, r io.Reader, opts guest.WriteOptions) (nestbox.FileInfo, error) {
+	if err := checkPath(path); err != nil {
+		return nestbox.FileInfo{}, err
+	}
+	callCtx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	call := procedure(guestv1connect.GuestServiceWriteFileProcedure, connect.StreamTypeClient)
+	stream, err := f.client.calls.CallClientStream(callCtx, call)
+	if err != nil {
+		return nestbox.FileInfo{}, fromWire(err)
+	}
+	defer stream.Close()
+	header := &guestv1.WriteFileHeader{Path: path, Mode: opts.Mode, User: opts.User}
+	err = stream.Send(&guestv1.WriteFileRequest{Message: &guestv1.WriteFileRequest_Header{Header: header}})
+	// The answer is awaited meanwhile, because one that comes early, such as
+	// that the disk is full, is lost if the connection breaks first.
+	var res guestv1.WriteFileResponse
+	answer := make(chan error, 1)
+	go func() { answer <- stream.Receive(&res) }()
+	if err == nil {
+		err = upload(stream, r)
+	}
+	if err != nil && !errors.Is(err, io.EOF) {
+		cancel() // what is not done is cut, and so changes nothing
+		<-answer
+		return nestbox.FileInfo{}, fromWire(orContext(ctx, err))
+	}
+	// io.EOF means that the server reads no more: the answer says why.
+	if err := <-answer; err != nil {
+		return nestbox.FileInfo{}, fromWire(orContext(ctx, unexpectedEOF(err)))
+	}
+	return fileFromWire(res.GetInfo()), nil
+}
+
+// upload sends all of r. It returns io.EOF if the server reads no more.
+func upload(stream connect.ClientStream, r io.Reader) error {
+	buf := make([]byte, fileChunk)
+	data := &guestv1.WriteFileRequest_Data{}
+	message := &guestv1.WriteFileRequest{Message: data}
+	for {
+		n, err := gather(r, buf)
+		if n > 0 {
+			data.Data = buf[:n]
+			if err := stream.Send(message); err != nil {
+				return err
+			}
+		}
+		switch {
+		case err == io.EOF: // only this, bare, is a reader's end
+			done := &guestv1.WriteFileRequest{Message: &guestv1.WriteFileRequest_Done{Done: true}}
+			if err := stream.Send(done); err != nil {
+				return err
+			}
+			return stream.CloseSend()
+		case err != nil:
+			return guest.ContentError(err)
+		}
+	}
+}
+
+// gather reads until there is enough for a message, or r ends or fails.
+func gather(r io.Reader, buf []byte) (n int, err error) {
+	for empty := 0; n < minUpload && err == nil; {
+		var m int
+		m, err = r.Read(buf[n:])
+		n += m
+		if m > 0 {
+			empty = 0
+		} else if empty++; empty == 100 && err == nil {
+			err = io.ErrNoProgress
+		}
+	}
+	return n, err
+}
+
+// Stat implements guest.Files.
+func (f files) Stat(ctx context.Context, path string) (nestbox.FileInfo, error) {
+	if err := checkPath(path); err != nil {
+		return nestbox.FileInfo{}, err
+	}
+	res, err := f.client.rpc.StatFile(ctx, &guestv1.StatFileRequest{Path: path})
+	if err != nil {
+		return nestbox.FileInfo{}, fromWire(err)
+	}
+	return fileFromWire(res.GetInfo()), nil
+}
+
+// List implements guest.Files.
+func (f files) List(ctx context.Context, path string, depth int) ([]nestbox.FileInfo, error) {
+	if err := checkPath(path); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	depth = min(max(depth, 0), nestbox.MaxListDepth+1) // out of bounds either way, and an int32
+	stream, err := f.client.rpc.ListFiles(ctx, &guestv1.ListFilesRequest{Path: path, Depth: int32(depth)})
+	if err != nil {
+		return nil, fromWire(err)
+	}
+	defer stream.Close()
+	entries := []nestbox.FileInfo{}
+	for {
+		message, err := stream.Receive()
+		if errors.Is(err, io.EOF) {
+			return entries, nil
+		}
+		if err != nil {
+			return nil, fromWire(err)
+		}
+		if len(entries)+len(message.GetEntries()) > nestbox.MaxListEntries {
+			return nil, nestbox.Errorf(nestbox.CodeTooLarge, "more than %d entries", nestbox.MaxListEntries)
+		}
+		for _, e := range message.GetEntries() {
+			entries = append(entries, fileFromWire(e))
+		}
+	}
+}
+
+// Mkdir implements guest.Files.
+func (f files) Mkdir(ctx context.Context, path string) (nestbox.FileInfo, error) {
+	if err := checkPath(path); err != nil {
+		return nestbox.FileInfo{}, err
+	}
+	res, err := f.client.rpc.Mkdir(ctx, &guestv1.MkdirRequest{Path: path})
+	if err != nil {
+		return nestbox.FileInfo{}, fromWire(err)
+	}
+	return fileFromWire(res.GetInfo()), nil
+}
+
+// Remove implements guest.Files.
+func (f files) Remove(ctx context.Context, path string) error {
+	if err := checkPath(path); err != nil {
+		return err
+	}
+	_, err := f.client.rpc.RemoveFile(ctx, &guestv1.RemoveFileRequest{Path: path})
+	return fromWire(err)
+}

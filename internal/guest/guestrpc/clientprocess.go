@@ -1,0 +1,111 @@
+package guestrpc
+
+import (
+	"context"
+	"syscall"
+
+	"connectrpc.com/connect/v2"
+
+	"github.com/nestbox/nestbox"
+	guestv1 "github.com/nestbox/nestbox/gen/nestbox/guest/v1"
+	"github.com/nestbox/nestbox/gen/nestbox/guest/v1/guestv1connect"
+	"github.com/nestbox/nestbox/internal/guest"
+)
+
+// processes are the processes of a Client's guest.
+type processes struct{ client *Client }
+
+var _ guest.Processes = processes{}
+
+// Start implements guest.Processes.
+func (p processes) Start(ctx context.Context, spec nestbox.ProcessSpec, attach *guest.Attach) (nestbox.Process, guest.OutputReader, error) {
+	if err := checkText(spec); err != nil {
+		return nestbox.Process{}, nil, err
+	}
+	req := &guestv1.StartRequest{Spec: specToWire(spec)}
+	if attach != nil {
+		req.Attach = attachToWire(*attach)
+	}
+	var first guestv1.StartResponse
+	call := procedure(guestv1connect.GuestServiceStartProcedure, connect.StreamTypeServer)
+	reader, err := p.client.openReader(ctx, call, req, startResponseEvent, &first)
+	if err != nil {
+		return nestbox.Process{}, nil, err
+	}
+	started := first.GetStarted()
+	if started == nil {
+		_ = reader.Close()
+		return nestbox.Process{}, nil, nestbox.Errorf(nestbox.CodeGuest, "the capsule's daemon did not say what it started")
+	}
+	if attach == nil {
+		reader.finish()
+		return processFromWire(started), nil, nil
+	}
+	return processFromWire(started), reader, nil
+}
+
+// Attach implements guest.Processes.
+func (p processes) Attach(ctx context.Context, sel nestbox.Selector, attach guest.Attach) (guest.OutputReader, error) {
+	req := &guestv1.AttachRequest{Selector: selectorToWire(sel), Attach: attachToWire(attach)}
+	call := procedure(guestv1connect.GuestServiceAttachProcedure, connect.StreamTypeServer)
+	reader, err := p.client.openReader(ctx, call, req, attachResponseEvent, &guestv1.AttachResponse{})
+	if err != nil {
+		return nil, err
+	}
+	return reader, nil
+}
+
+// List implements guest.Processes.
+func (p processes) List(ctx context.Context, all bool) ([]nestbox.Process, error) {
+	res, err := p.client.rpc.List(ctx, &guestv1.ListRequest{All: all})
+	if err != nil {
+		return nil, fromWire(err)
+	}
+	out := make([]nestbox.Process, len(res.GetProcesses()))
+	for i, proc := range res.GetProcesses() {
+		out[i] = processFromWire(proc)
+	}
+	return out, nil
+}
+
+// Get implements guest.Processes.
+func (p processes) Get(ctx context.Context, sel nestbox.Selector) (nestbox.Process, error) {
+	res, err := p.client.rpc.Get(ctx, &guestv1.GetRequest{Selector: selectorToWire(sel)})
+	if err != nil {
+		return nestbox.Process{}, fromWire(err)
+	}
+	return processFromWire(res.GetProcess()), nil
+}
+
+// Wait implements guest.Processes.
+func (p processes) Wait(ctx context.Context, sel nestbox.Selector) (nestbox.Process, error) {
+	res, err := p.client.rpc.Wait(ctx, &guestv1.WaitRequest{Selector: selectorToWire(sel)})
+	if err != nil {
+		return nestbox.Process{}, fromWire(err)
+	}
+	return processFromWire(res.GetProcess()), nil
+}
+
+// WriteStdin implements guest.Processes.
+func (p processes) WriteStdin(ctx context.Context, sel nestbox.Selector, data []byte, eof bool) error {
+	if len(data) > nestbox.MaxStdin {
+		return nestbox.Errorf(nestbox.CodeTooLarge, "more than %d bytes for standard input at once", nestbox.MaxStdin)
+	}
+	_, err := p.client.rpc.WriteStdin(ctx, &guestv1.WriteStdinRequest{Selector: selectorToWire(sel), Data: data, Eof: eof})
+	return fromWire(err)
+}
+
+// Signal implements guest.Processes.
+func (p processes) Signal(ctx context.Context, sel nestbox.Selector, sig syscall.Signal) error {
+	_, err := p.client.rpc.Signal(ctx, &guestv1.SignalRequest{Selector: selectorToWire(sel), Signal: int32(sig)})
+	return fromWire(err)
+}
+
+// Kill implements guest.Processes.
+func (p processes) Kill(ctx context.Context, sel nestbox.Selector, how guest.Kill) (nestbox.Process, error) {
+	res, err := p.client.rpc.Kill(ctx, killToWire(sel, how))
+	if err != nil {
+		return nestbox.Process{}, fromWire(err)
+	}
+	return processFromWire(res.GetProcess()), nil
+}

@@ -1,0 +1,151 @@
+package guestrpc
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"path"
+	"slices"
+
+	"connectrpc.com/connect/v2"
+	"connectrpc.com/connect/v2/connectproto"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"github.com/nestbox/nestbox"
+	guestv1 "github.com/nestbox/nestbox/gen/nestbox/guest/v1"
+)
+
+// frame is one message as it stands on the wire. Bulk data is received into a
+// frame, whose buffer is used again for the next one, and not into a generated
+// message, which would be new every time: a stream of those keeps the garbage
+// collector so busy that it runs at half the speed.
+type frame struct{ buf []byte }
+
+// codec is the binary codec of Protocol Buffers, which also receives frames.
+type codec struct{ *connectproto.BinaryCodec }
+
+// UnmarshalRead implements connect.Codec.
+func (c codec) UnmarshalRead(ctx context.Context, src io.Reader, msg any) error {
+	f, ok := msg.(*frame)
+	if !ok {
+		return c.BinaryCodec.UnmarshalRead(ctx, src, msg)
+	}
+	sized, ok := src.(interface{ Len() int })
+	if !ok {
+		return fmt.Errorf("a frame of unknown size: %T", src)
+	}
+	n := sized.Len()
+	f.buf = slices.Grow(f.buf[:0], n)[:n]
+	_, err := io.ReadFull(src, f.buf)
+	return err
+}
+
+// receive receives the next message of stream.
+func (f *frame) receive(stream connect.ClientStream) error {
+	f.buf = f.buf[:0] // an empty message does not come by the codec
+	return stream.Receive(f)
+}
+
+// bytes returns the value of the message's field of that number, and whether it
+// has one. The value is part of the frame.
+func (f *frame) bytes(number protowire.Number) ([]byte, bool, error) {
+	var value []byte
+	var found bool
+	err := eachField(f.buf, func(n protowire.Number, v []byte, _ uint64) {
+		if n == number {
+			value, found = v, true
+		}
+	})
+	return value, found, err
+}
+
+// eachField calls visit for each field of a message: with the value of one that
+// has a length, or the number of one that is a varint. Others are passed over.
+func eachField(message []byte, visit func(number protowire.Number, value []byte, varint uint64)) error {
+	for len(message) > 0 {
+		number, kind, n := protowire.ConsumeTag(message)
+		if n < 0 {
+			return protowire.ParseError(n)
+		}
+		message = message[n:]
+		switch kind {
+		case protowire.BytesType:
+			var value []byte
+			if value, n = protowire.ConsumeBytes(message); n >= 0 {
+				visit(number, value, 0)
+			}
+		case protowire.VarintType:
+			var varint uint64
+			if varint, n = protowire.ConsumeVarint(message); n >= 0 {
+				visit(number, nil, varint)
+			}
+		default:
+			n = protowire.ConsumeFieldValue(number, kind, message)
+		}
+		if n < 0 {
+			return protowire.ParseError(n)
+		}
+		message = message[n:]
+	}
+	return nil
+}
+
+// Field numbers of guest.proto, for what is read without generated code.
+const (
+	startResponseEvent   = 2
+	attachResponseEvent  = 1
+	outputEventData      = 1
+	outputDataStderr     = 1
+	outputDataOffset     = 2
+	outputDataData       = 3
+	readFileResponseData = 2
+)
+
+// decodeEvent reads an OutputEvent message. It returns false for an event that
+// says nothing to a reader. The event's Data is part of message.
+func decodeEvent(message []byte) (nestbox.OutputEvent, bool, error) {
+	event := nestbox.OutputEvent{Kind: nestbox.EventData, Stream: nestbox.Stdout}
+	var data []byte
+	var isData bool
+	err := eachField(message, func(number protowire.Number, value []byte, _ uint64) {
+		if number == outputEventData {
+			data, isData = value, true
+		}
+	})
+	if err != nil {
+		return nestbox.OutputEvent{}, false, err
+	}
+	if !isData {
+		var other guestv1.OutputEvent
+		if err := proto.Unmarshal(message, &other); err != nil {
+			return nestbox.OutputEvent{}, false, err
+		}
+		event, ok := eventFromWire(&other)
+		return event, ok, nil
+	}
+	err = eachField(data, func(number protowire.Number, value []byte, varint uint64) {
+		switch number {
+		case outputDataStderr:
+			if varint != 0 {
+				event.Stream = nestbox.Stderr
+			}
+		case outputDataOffset:
+			event.Offset = int64(varint)
+		case outputDataData:
+			event.Data = value
+		}
+	})
+	return event, true, err
+}
+
+// procedure names a procedure to the calls underneath the generated client.
+func procedure(name string, kind connect.StreamType) connect.Spec {
+	service := guestv1.File_nestbox_guest_v1_guest_proto.Services().ByName("GuestService")
+	return connect.Spec{
+		StreamType: kind,
+		Schema:     service.Methods().ByName(protoreflect.Name(path.Base(name))),
+		Procedure:  name,
+	}
+}

@@ -1,0 +1,166 @@
+package guestrpc
+
+import (
+	"context"
+	"errors"
+	"io"
+
+	"github.com/nestbox/nestbox"
+	guestv1 "github.com/nestbox/nestbox/gen/nestbox/guest/v1"
+	"github.com/nestbox/nestbox/gen/nestbox/guest/v1/guestv1connect"
+	"github.com/nestbox/nestbox/internal/guest"
+	"github.com/nestbox/nestbox/internal/rpcerr"
+)
+
+// ReadFile implements guestv1connect.GuestServiceHandler.
+func (handler) ReadFile(ctx context.Context, req *guestv1.ReadFileRequest, stream guestv1connect.GuestServiceReadFileServerStream) error {
+	content, info, err := guestOf(ctx).Files().Read(ctx, req.GetPath())
+	if err != nil {
+		return rpcerr.ToConnect(err)
+	}
+	defer content.Close()
+	first := &guestv1.ReadFileResponse{Message: &guestv1.ReadFileResponse_Info{Info: fileToWire(info)}}
+	if err := stream.Send(first); err != nil {
+		return err
+	}
+	// A small file needs no large buffer, but one that seems empty may be of
+	// /proc and longer.
+	buf := make([]byte, min(max(info.Size+1, 16<<10), fileChunk))
+	data := &guestv1.ReadFileResponse_Data{}
+	message := &guestv1.ReadFileResponse{Message: data}
+	for {
+		n, err := content.Read(buf)
+		if n > 0 {
+			data.Data = buf[:n]
+			if err := stream.Send(message); err != nil {
+				return err
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return stream.Send(&guestv1.ReadFileResponse{Message: &guestv1.ReadFileResponse_Done{Done: true}})
+		}
+		if err != nil {
+			return rpcerr.ToConnect(err)
+		}
+	}
+}
+
+// WriteFile implements guestv1connect.GuestServiceHandler.
+func (handler) WriteFile(ctx context.Context, stream guestv1connect.GuestServiceWriteFileServerStream) (*guestv1.WriteFileResponse, error) {
+	first, err := stream.Receive()
+	if err != nil || first.GetHeader() == nil {
+		return nil, rpcerr.ToConnect(nestbox.Errorf(nestbox.CodeInvalid, "an upload begins with a header"))
+	}
+	header := first.GetHeader()
+	info, err := guestOf(ctx).Files().Write(ctx, header.GetPath(), &uploadReader{stream: stream}, guest.WriteOptions{
+		Mode: header.GetMode(),
+		User: header.GetUser(),
+	})
+	if err != nil {
+		return nil, rpcerr.ToConnect(err)
+	}
+	return &guestv1.WriteFileResponse{Info: fileToWire(info)}, nil
+}
+
+// uploadReader reads the content of an upload. Only the message that says so
+// is its end.
+type uploadReader struct {
+	stream guestv1connect.GuestServiceWriteFileServerStream
+	rest   []byte // of the last message
+	err    error  // sticky
+}
+
+// Read implements io.Reader.
+func (u *uploadReader) Read(p []byte) (int, error) {
+	if err := u.fill(); err != nil {
+		return 0, err
+	}
+	n := copy(p, u.rest)
+	u.rest = u.rest[n:]
+	return n, nil
+}
+
+// WriteTo implements io.WriterTo, to spare a copy.
+func (u *uploadReader) WriteTo(w io.Writer) (int64, error) {
+	var written int64
+	for {
+		if err := u.fill(); errors.Is(err, io.EOF) {
+			return written, nil
+		} else if err != nil {
+			return written, err
+		}
+		n, err := w.Write(u.rest)
+		written += int64(n)
+		u.rest = u.rest[n:]
+		if err != nil {
+			return written, err
+		}
+	}
+}
+
+// fill makes rest longer than nothing, or returns why it cannot.
+func (u *uploadReader) fill() error {
+	for len(u.rest) == 0 && u.err == nil {
+		message, err := u.stream.Receive()
+		switch {
+		case errors.Is(err, io.EOF):
+			u.err = guest.ContentError(io.ErrUnexpectedEOF)
+		case err != nil:
+			u.err = guest.ContentError(err)
+		case message.GetDone():
+			u.err = io.EOF
+		default:
+			u.rest = message.GetData()
+		}
+	}
+	if len(u.rest) > 0 {
+		return nil
+	}
+	return u.err
+}
+
+// StatFile implements guestv1connect.GuestServiceHandler.
+func (handler) StatFile(ctx context.Context, req *guestv1.StatFileRequest) (*guestv1.StatFileResponse, error) {
+	info, err := guestOf(ctx).Files().Stat(ctx, req.GetPath())
+	if err != nil {
+		return nil, rpcerr.ToConnect(err)
+	}
+	return &guestv1.StatFileResponse{Info: fileToWire(info)}, nil
+}
+
+// ListFiles implements guestv1connect.GuestServiceHandler.
+func (handler) ListFiles(ctx context.Context, req *guestv1.ListFilesRequest, stream guestv1connect.GuestServiceListFilesServerStream) error {
+	entries, err := guestOf(ctx).Files().List(ctx, req.GetPath(), int(req.GetDepth()))
+	if err != nil {
+		return rpcerr.ToConnect(err)
+	}
+	for len(entries) > 0 {
+		n := min(len(entries), listChunk)
+		message := &guestv1.ListFilesResponse{Entries: make([]*guestv1.FileInfo, n)}
+		for i, e := range entries[:n] {
+			message.Entries[i] = fileToWire(e)
+		}
+		if err := stream.Send(message); err != nil {
+			return err
+		}
+		entries = entries[n:]
+	}
+	return nil
+}
+
+// Mkdir implements guestv1connect.GuestServiceHandler.
+func (handler) Mkdir(ctx context.Context, req *guestv1.MkdirRequest) (*guestv1.MkdirResponse, error) {
+	info, err := guestOf(ctx).Files().Mkdir(ctx, req.GetPath())
+	if err != nil {
+		return nil, rpcerr.ToConnect(err)
+	}
+	return &guestv1.MkdirResponse{Info: fileToWire(info)}, nil
+}
+
+// RemoveFile implements guestv1connect.GuestServiceHandler.
+func (handler) RemoveFile(ctx context.Context, req *guestv1.RemoveFileRequest) (*guestv1.RemoveFileResponse, error) {
+	if err := guestOf(ctx).Files().Remove(ctx, req.GetPath()); err != nil {
+		return nil, rpcerr.ToConnect(err)
+	}
+	return &guestv1.RemoveFileResponse{}, nil
+}

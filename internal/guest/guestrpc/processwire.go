@@ -1,0 +1,224 @@
+package guestrpc
+
+import (
+	"syscall"
+	"time"
+	"unicode/utf8"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/nestbox/nestbox"
+	guestv1 "github.com/nestbox/nestbox/gen/nestbox/guest/v1"
+	"github.com/nestbox/nestbox/internal/guest"
+)
+
+func specToWire(s nestbox.ProcessSpec) *guestv1.ProcessSpec {
+	out := &guestv1.ProcessSpec{
+		Cmd:   s.Cmd,
+		Args:  s.Args,
+		Env:   s.Env,
+		Cwd:   s.Cwd,
+		User:  s.User,
+		Tag:   s.Tag,
+		Stdin: s.Stdin,
+	}
+	if s.Timeout != 0 {
+		out.Timeout = durationpb.New(s.Timeout)
+	}
+	return out
+}
+
+func specFromWire(s *guestv1.ProcessSpec) nestbox.ProcessSpec {
+	return nestbox.ProcessSpec{
+		Cmd:     s.GetCmd(),
+		Args:    s.GetArgs(),
+		Env:     s.GetEnv(),
+		Cwd:     s.GetCwd(),
+		User:    s.GetUser(),
+		Tag:     s.GetTag(),
+		Stdin:   s.GetStdin(),
+		Timeout: s.GetTimeout().AsDuration(),
+	}
+}
+
+// checkText refuses a spec that Protocol Buffers cannot carry: its strings are
+// UTF-8, although Linux's need not be.
+func checkText(s nestbox.ProcessSpec) error {
+	texts := append([]string{s.Cmd, s.Cwd, s.User, s.Tag}, s.Args...)
+	for k, v := range s.Env {
+		texts = append(texts, k, v)
+	}
+	for _, t := range texts {
+		if !utf8.ValidString(t) {
+			return nestbox.Errorf(nestbox.CodeInvalid, "%.80q is not valid UTF-8", t)
+		}
+	}
+	return nil
+}
+
+func processToWire(p nestbox.Process) *guestv1.Process {
+	return &guestv1.Process{
+		Pid:       int32(p.PID),
+		Tag:       p.Tag,
+		Cmd:       p.Cmd,
+		Args:      p.Args,
+		Cwd:       p.Cwd,
+		User:      p.User,
+		Stdin:     p.Stdin,
+		StartedAt: timeToWire(p.StartedAt),
+		Exit:      exitToWire(p.Exit),
+		Output: &guestv1.OutputState{
+			Start:  p.Output.Start,
+			End:    p.Output.End,
+			Stdout: p.Output.Stdout,
+			Stderr: p.Output.Stderr,
+			Closed: p.Output.Closed,
+		},
+	}
+}
+
+func processFromWire(p *guestv1.Process) nestbox.Process {
+	return nestbox.Process{
+		PID:       int(p.GetPid()),
+		Tag:       p.GetTag(),
+		Cmd:       p.GetCmd(),
+		Args:      p.GetArgs(),
+		Cwd:       p.GetCwd(),
+		User:      p.GetUser(),
+		Stdin:     p.GetStdin(),
+		StartedAt: timeFromWire(p.GetStartedAt()),
+		Exit:      exitFromWire(p.GetExit()),
+		Output: nestbox.OutputState{
+			Start:  p.GetOutput().GetStart(),
+			End:    p.GetOutput().GetEnd(),
+			Stdout: p.GetOutput().GetStdout(),
+			Stderr: p.GetOutput().GetStderr(),
+			Closed: p.GetOutput().GetClosed(),
+		},
+	}
+}
+
+func exitToWire(e *nestbox.Exit) *guestv1.Exit {
+	if e == nil {
+		return nil
+	}
+	return &guestv1.Exit{
+		Code:   int32(e.Code),
+		Signal: e.Signal,
+		Reason: string(e.Reason),
+		At:     timeToWire(e.At),
+	}
+}
+
+func exitFromWire(e *guestv1.Exit) *nestbox.Exit {
+	if e == nil {
+		return nil
+	}
+	return &nestbox.Exit{
+		Code:   int(e.GetCode()),
+		Signal: e.GetSignal(),
+		Reason: nestbox.ExitReason(e.GetReason()),
+		At:     timeFromWire(e.GetAt()),
+	}
+}
+
+func timeToWire(t time.Time) *timestamppb.Timestamp {
+	if t.IsZero() {
+		return nil
+	}
+	return timestamppb.New(t)
+}
+
+func timeFromWire(t *timestamppb.Timestamp) time.Time {
+	if t == nil {
+		return time.Time{}
+	}
+	return t.AsTime()
+}
+
+func selectorToWire(s nestbox.Selector) *guestv1.Selector {
+	if s.Tag != "" {
+		return &guestv1.Selector{By: &guestv1.Selector_Tag{Tag: s.Tag}}
+	}
+	return &guestv1.Selector{By: &guestv1.Selector_Pid{Pid: int32(s.PID)}}
+}
+
+func selectorFromWire(s *guestv1.Selector) nestbox.Selector {
+	return nestbox.Selector{PID: int(s.GetPid()), Tag: s.GetTag()}
+}
+
+func attachToWire(a guest.Attach) *guestv1.AttachOptions {
+	return &guestv1.AttachOptions{
+		Now:      a.Since.Now,
+		Offset:   a.Since.Offset,
+		Tail:     a.Since.Tail,
+		Lossless: a.Lossless,
+	}
+}
+
+func attachFromWire(a *guestv1.AttachOptions) guest.Attach {
+	return guest.Attach{
+		Since:    nestbox.Since{Now: a.GetNow(), Offset: a.GetOffset(), Tail: a.GetTail()},
+		Lossless: a.GetLossless(),
+	}
+}
+
+func killToWire(sel nestbox.Selector, how guest.Kill) *guestv1.KillRequest {
+	return &guestv1.KillRequest{
+		Selector: selectorToWire(sel),
+		Signal:   int32(how.Signal),
+		Grace:    durationpb.New(how.Grace),
+	}
+}
+
+func killFromWire(r *guestv1.KillRequest) guest.Kill {
+	return guest.Kill{Signal: syscall.Signal(r.GetSignal()), Grace: r.GetGrace().AsDuration()}
+}
+
+// eventFromWire returns an event other than data, for which see decodeEvent. It
+// returns false for one that says nothing to a reader.
+func eventFromWire(e *guestv1.OutputEvent) (nestbox.OutputEvent, bool) {
+	switch e := e.GetEvent().(type) {
+	case *guestv1.OutputEvent_Gap_:
+		return nestbox.OutputEvent{Kind: nestbox.EventGap, Offset: e.Gap.GetFrom(), To: e.Gap.GetTo()}, true
+	case *guestv1.OutputEvent_Exit:
+		return nestbox.OutputEvent{
+			Kind:   nestbox.EventExit,
+			Offset: e.Exit.GetOffset(),
+			Exit:   exitFromWire(e.Exit.GetExit()),
+		}, true
+	case *guestv1.OutputEvent_Closed_:
+		return nestbox.OutputEvent{Kind: nestbox.EventClosed, Offset: e.Closed.GetOffset()}, true
+	}
+	return nestbox.OutputEvent{}, false
+}
+
+// eventEncoder makes the wire form of one reader's events. It is used again for
+// every event: what it returned last is no longer valid then.
+type eventEncoder struct {
+	event   guestv1.OutputEvent
+	wrapper guestv1.OutputEvent_Data_
+	data    guestv1.OutputEvent_Data
+}
+
+// encode returns the wire form of e, which shares e's Data.
+func (c *eventEncoder) encode(e nestbox.OutputEvent) *guestv1.OutputEvent {
+	switch e.Kind {
+	case nestbox.EventData:
+		c.data.Stderr, c.data.Offset, c.data.Data = e.Stream == nestbox.Stderr, e.Offset, e.Data
+		c.wrapper.Data = &c.data
+		c.event.Event = &c.wrapper
+	case nestbox.EventGap:
+		c.event.Event = &guestv1.OutputEvent_Gap_{Gap: &guestv1.OutputEvent_Gap{From: e.Offset, To: e.To}}
+	case nestbox.EventExit:
+		c.event.Event = &guestv1.OutputEvent_Exit{
+			Exit: &guestv1.OutputEvent_ExitEvent{Offset: e.Offset, Exit: exitToWire(e.Exit)},
+		}
+	case nestbox.EventClosed:
+		c.event.Event = &guestv1.OutputEvent_Closed_{Closed: &guestv1.OutputEvent_Closed{Offset: e.Offset}}
+	default:
+		c.event.Event = nil
+	}
+	return &c.event
+}

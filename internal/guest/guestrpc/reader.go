@@ -1,0 +1,140 @@
+package guestrpc
+
+import (
+	"context"
+	"errors"
+	"io"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/nestbox/nestbox"
+	"github.com/nestbox/nestbox/internal/guest"
+)
+
+// errSilent cuts a stream of which even the signs of life stay away.
+var errSilent = &nestbox.Error{Code: nestbox.CodeGuest, Message: "the connection to the capsule's daemon was lost"}
+
+// reader is an OutputReader over a stream of events.
+type reader struct {
+	stream connect.ClientStream
+	frame  frame
+	field  protowire.Number        // of a message, that holds the event
+	cancel context.CancelCauseFunc // ends the stream, also while it is read
+	cause  func() error            // why cancel was called
+	silent *time.Timer             // cuts the stream; runs only while Next waits, as a slow reader is no silent peer
+	limit  time.Duration
+	closed bool  // EventClosed has come
+	err    error // sticky: after io.EOF and after every error
+}
+
+var _ guest.OutputReader = (*reader)(nil)
+
+// openReader calls spec's procedure, which streams messages that hold an event
+// in the given field after a first message, first. The stream goes
+// on when ctx, which bounds the opening only, ends.
+func (c *Client) openReader(ctx context.Context, spec connect.Spec, req any, field protowire.Number, first any) (*reader, error) {
+	streamCtx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() { cancel(ctx.Err()) })
+	stream, err := c.calls.CallServerStream(streamCtx, spec, req)
+	if err == nil {
+		err = stream.Receive(first)
+	}
+	if !stop() && err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		cancel(nil)
+		if stream != nil {
+			_ = stream.Close()
+		}
+		return nil, fromWire(orContext(ctx, unexpectedEOF(err)))
+	}
+	r := &reader{
+		stream: stream,
+		field:  field,
+		cancel: cancel,
+		cause:  func() error { return context.Cause(streamCtx) },
+		limit:  c.silentFor,
+	}
+	r.silent = time.AfterFunc(r.limit, func() { cancel(errSilent) })
+	r.silent.Stop()
+	return r, nil
+}
+
+// orContext returns ctx's error, if it has ended, instead of what came of it.
+func orContext(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return err
+}
+
+// Next implements guest.OutputReader.
+func (r *reader) Next(ctx context.Context) (nestbox.OutputEvent, error) {
+	if r.err != nil {
+		return nestbox.OutputEvent{}, r.err
+	}
+	defer context.AfterFunc(ctx, func() { r.cancel(ctx.Err()) })()
+	defer r.silent.Stop()
+	for {
+		r.silent.Reset(r.limit)
+		event, ok, err := r.receive()
+		if err != nil {
+			return nestbox.OutputEvent{}, r.fail(ctx, err)
+		}
+		if ok {
+			r.closed = r.closed || event.Kind == nestbox.EventClosed
+			return event, nil
+		}
+	}
+}
+
+// receive returns the next event, or false if it is none for a reader.
+func (r *reader) receive() (nestbox.OutputEvent, bool, error) {
+	if err := r.frame.receive(r.stream); err != nil {
+		return nestbox.OutputEvent{}, false, err
+	}
+	message, ok, err := r.frame.bytes(r.field)
+	if err != nil || !ok {
+		return nestbox.OutputEvent{}, false, err
+	}
+	return decodeEvent(message)
+}
+
+func (r *reader) fail(ctx context.Context, err error) error {
+	switch {
+	case errors.Is(err, io.EOF) && r.closed:
+		r.err = io.EOF
+	case ctx.Err() == nil && r.cause() == errSilent:
+		r.err = errSilent
+	default:
+		r.err = fromWire(orContext(ctx, unexpectedEOF(err)))
+	}
+	r.end()
+	return r.err
+}
+
+// finish reads the end of a stream that holds no more events, so that its
+// connection can be used again.
+func (r *reader) finish() {
+	r.silent.Reset(r.limit)
+	_, _, _ = r.receive()
+	r.end()
+}
+
+// Close implements io.Closer. The server's reader ends with it.
+func (r *reader) Close() error {
+	if r.err == nil {
+		r.err = nestbox.Errorf(nestbox.CodeCanceled, "the reader is closed")
+	}
+	r.end()
+	return nil
+}
+
+func (r *reader) end() {
+	r.silent.Stop()
+	r.cancel(nil)
+	_ = r.stream.Close()
+}

@@ -1,0 +1,329 @@
+package hostagent
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/nestbox/nestbox"
+	"github.com/nestbox/nestbox/internal/guest"
+	"github.com/nestbox/nestbox/internal/guest/guestrpc"
+	"github.com/nestbox/nestbox/internal/image"
+	"github.com/nestbox/nestbox/internal/sandbox"
+)
+
+// Config is what a Manager is made of.
+type Config struct {
+	Dir     string // its state; survives reboots
+	Info    nestbox.HostInfo
+	Driver  sandbox.Driver
+	Images  Images
+	Log     *slog.Logger
+	ReadyIn time.Duration // how long a new capsule's envd may take to answer; 0 = 30 s
+}
+
+// Images finds the root file systems of templates: *image.Store.
+type Images interface {
+	Resolve(name string) (image.Root, error) // CodeNotFound
+	Names() []string
+}
+
+// Manager is the Host of this machine.
+type Manager struct {
+	cfg       Config
+	startedAt time.Time
+	records   records
+
+	// ctx ends with Close; watchers of sandboxes live under it.
+	ctx     context.Context
+	stop    context.CancelFunc
+	running sync.WaitGroup
+
+	mu       sync.Mutex
+	capsules map[string]*capsule
+	died     chan struct{} // closed and replaced at each death
+}
+
+var _ Host = (*Manager)(nil)
+
+// capsule is one entry of the Manager. Its fields are guarded by Manager.mu,
+// which is never held while something is waited for: whoever changes a capsule
+// claims it by setting busy.
+type capsule struct {
+	rec    record
+	busy   chan struct{}      // closed when the present owner is done; nil = nobody owns it
+	cancel context.CancelFunc // ends a Create that is under way
+	box    *box               // nil unless it runs
+}
+
+// box is a running sandbox with what leads into it.
+type box struct {
+	sandbox     sandbox.Sandbox
+	guest       *guestrpc.Client
+	connections *connections
+}
+
+// Open returns the Manager of a state directory, after it has found again all
+// capsules that run, marked those that died meanwhile, and removed what an
+// interrupted Create or Destroy left. The directory must not be in use by
+// another Manager.
+func Open(ctx context.Context, cfg Config) (*Manager, error) {
+	if cfg.ReadyIn == 0 {
+		cfg.ReadyIn = 30 * time.Second
+	}
+	recs, err := openRecords(filepath.Join(cfg.Dir, "capsules"))
+	if err != nil {
+		return nil, err
+	}
+	m := &Manager{
+		cfg:       cfg,
+		startedAt: time.Now(),
+		records:   recs,
+		capsules:  map[string]*capsule{},
+		died:      make(chan struct{}),
+	}
+	m.ctx, m.stop = context.WithCancel(context.WithoutCancel(ctx))
+	if err := m.recover(ctx); err != nil {
+		return nil, errors.Join(err, m.Close())
+	}
+	return m, nil
+}
+
+// Close stops watching. Capsules go on.
+func (m *Manager) Close() error {
+	m.stop()
+	m.running.Wait()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var errs []error
+	for _, c := range m.capsules {
+		if c.box != nil {
+			errs = append(errs, c.box.close())
+			c.box = nil
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// recoverAtOnce bounds how many capsules are looked at at the same time.
+const recoverAtOnce = 16
+
+// recover brings memory, disk and sandboxes together after a start.
+func (m *Manager) recover(ctx context.Context) error {
+	recs, err := m.records.all()
+	if err != nil {
+		return err
+	}
+	known := map[string]bool{}
+	var group errgroup.Group
+	group.SetLimit(recoverAtOnce)
+	for _, rec := range recs {
+		known[rec.ID] = true
+		group.Go(func() error { return m.recoverOne(ctx, rec) })
+	}
+	traces, err := m.cfg.Driver.List(ctx)
+	if err != nil {
+		return errors.Join(err, group.Wait())
+	}
+	for _, id := range traces {
+		if !known[id] {
+			group.Go(func() error {
+				m.cfg.Log.Warn("removing a sandbox that nobody remembers", keyCapsule, id)
+				return m.cfg.Driver.Destroy(ctx, id)
+			})
+		}
+	}
+	return group.Wait()
+}
+
+func (m *Manager) recoverOne(ctx context.Context, rec record) error {
+	switch rec.State {
+	case StateStarting: // its Create never answered
+		m.cfg.Log.Warn("removing a capsule whose start was interrupted", keyCapsule, rec.ID)
+		if err := m.cfg.Driver.Destroy(ctx, rec.ID); err != nil {
+			return err
+		}
+		return m.records.remove(rec.ID)
+	case StateDead:
+		m.add(&capsule{rec: rec})
+		return nil
+	}
+	sb, err := m.cfg.Driver.Open(ctx, rec.ID)
+	if nestbox.CodeOf(err) == nestbox.CodeNotFound {
+		rec.State, rec.Reason = StateDead, "its sandbox was gone when the host agent started"
+		m.cfg.Log.Warn("capsule died while the host agent was away", keyCapsule, rec.ID)
+		m.add(&capsule{rec: rec})
+		return m.records.put(rec)
+	}
+	if err != nil {
+		return err
+	}
+	m.cfg.Log.Info("found a running capsule", keyCapsule, rec.ID)
+	c := &capsule{rec: rec, box: m.newBox(sb, rec.Token)}
+	m.add(c)
+	m.watch(c, c.box)
+	return nil
+}
+
+func (m *Manager) add(c *capsule) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.capsules[c.rec.ID] = c
+}
+
+// newBox connects to a sandbox.
+func (m *Manager) newBox(sb sandbox.Sandbox, token string) *box {
+	conns := newConnections()
+	client := guestrpc.NewClient(guestrpc.ClientConfig{
+		Dial: func(ctx context.Context) (net.Conn, error) {
+			conn, err := sb.Dial(ctx, sandbox.EnvdPort)
+			if err != nil {
+				return nil, err
+			}
+			return conns.add(conn)
+		},
+		Header: http.Header{guestrpc.TokenHeader: {token}},
+	})
+	return &box{sandbox: sb, guest: client, connections: conns}
+}
+
+func (b *box) close() error {
+	b.connections.cut()
+	b.guest.Close()
+	return b.sandbox.Close()
+}
+
+// watch marks c dead when its sandbox ends by itself.
+func (m *Manager) watch(c *capsule, b *box) {
+	m.running.Add(1)
+	go func() {
+		defer m.running.Done()
+		select {
+		case <-m.ctx.Done():
+		case <-b.sandbox.Done():
+			m.bury(c, b)
+		}
+	}()
+}
+
+// bury marks a capsule dead, unless somebody is destroying it: then its end is
+// no news.
+func (m *Manager) bury(c *capsule, b *box) {
+	m.mu.Lock()
+	if c.box != b || c.busy != nil {
+		m.mu.Unlock()
+		return
+	}
+	c.rec.State, c.rec.Reason = StateDead, b.sandbox.Reason()
+	c.box = nil
+	rec := c.rec
+	close(m.died)
+	m.died = make(chan struct{})
+	m.mu.Unlock()
+
+	m.cfg.Log.Warn("capsule died", keyCapsule, rec.ID, "reason", rec.Reason)
+	if err := b.close(); err != nil {
+		m.cfg.Log.Warn("closing a dead sandbox", keyCapsule, rec.ID, keyError, err)
+	}
+	// If this fails the record still says running, and the next start of the
+	// host agent finds the sandbox gone: the same end with a poorer reason.
+	if err := m.records.put(rec); err != nil {
+		m.cfg.Log.Error("writing the record of a dead capsule", keyCapsule, rec.ID, keyError, err)
+	}
+}
+
+// Info implements Host.
+func (m *Manager) Info(context.Context) (Info, error) {
+	info := m.cfg.Info
+	info.Templates = m.cfg.Images.Names()
+	info.Driver = m.cfg.Driver.Name()
+	return Info{HostInfo: info, StartedAt: m.startedAt}, nil
+}
+
+// Get implements Host.
+func (m *Manager) Get(_ context.Context, id string) (Status, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	c, ok := m.capsules[id]
+	if !ok {
+		return Status{}, unknown(id)
+	}
+	return c.rec.status(), nil
+}
+
+// List implements Host.
+func (m *Manager) List(context.Context) ([]Status, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out := make([]Status, 0, len(m.capsules))
+	for _, c := range m.capsules {
+		out = append(out, c.rec.status())
+	}
+	slices.SortFunc(out, func(a, b Status) int { return strings.Compare(a.ID, b.ID) })
+	return out, nil
+}
+
+// Guest implements Host.
+func (m *Manager) Guest(_ context.Context, id string) (guest.Guest, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	c, ok := m.capsules[id]
+	if !ok {
+		return nil, unknown(id)
+	}
+	if c.rec.State != StateRunning || c.box == nil {
+		return nil, nestbox.Errorf(nestbox.CodeInvalidState, "sandbox is not running (status: %s)", c.rec.State)
+	}
+	return lent{Guest: c.box.guest, sandbox: c.box.sandbox, connections: c.box.connections}, nil
+}
+
+// WatchDeaths implements Host.
+func (m *Manager) WatchDeaths(ctx context.Context, died func(Status)) error {
+	told := map[string]bool{}
+	for {
+		m.mu.Lock()
+		next := m.died
+		var dead []Status
+		for id, c := range m.capsules {
+			if c.rec.State == StateDead && !told[id] {
+				dead = append(dead, c.rec.status())
+			}
+		}
+		for id := range told { // ids never come back, so what is gone need not be remembered
+			if _, ok := m.capsules[id]; !ok {
+				delete(told, id)
+			}
+		}
+		m.mu.Unlock()
+		for _, s := range dead {
+			told[s.ID] = true
+			died(s)
+		}
+		select {
+		case <-next:
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-m.ctx.Done():
+			return nestbox.Errorf(nestbox.CodeUnavailable, "the host agent is stopping")
+		}
+	}
+}
+
+func unknown(id string) error {
+	return nestbox.Errorf(nestbox.CodeNotFound, "this host has no capsule %.60q", id)
+}
+
+// Keys of log records.
+const (
+	keyCapsule = "capsule"
+	keyError   = "error"
+)

@@ -1,0 +1,261 @@
+package hostagent_test
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/nestbox/nestbox"
+	"github.com/nestbox/nestbox/internal/guest"
+	"github.com/nestbox/nestbox/internal/hostagent"
+	"github.com/nestbox/nestbox/internal/hostagent/hostrpc"
+	"github.com/nestbox/nestbox/internal/hostagent/hosttest"
+	"github.com/nestbox/nestbox/internal/image"
+	"github.com/nestbox/nestbox/internal/sandbox/fake"
+	"github.com/nestbox/nestbox/internal/testbin"
+)
+
+// noImages is a template that the fake driver does not look into.
+type noImages struct{}
+
+func (noImages) Names() []string { return []string{nestbox.TemplateMinimal} }
+
+func (noImages) Resolve(name string) (image.Root, error) {
+	if name != nestbox.TemplateMinimal {
+		return image.Root{}, nestbox.Errorf(nestbox.CodeNotFound, "template not found")
+	}
+	return image.Root{Dir: "/"}, nil
+}
+
+// machine is what survives a host agent: directories and sandboxes.
+type machine struct {
+	t      *testing.T
+	dir    string
+	driver *fake.Driver
+}
+
+func newMachine(t *testing.T) *machine {
+	t.Helper()
+	m := &machine{t: t, dir: t.TempDir()}
+	driver, err := fake.New(filepath.Join(m.dir, "sandboxes"), testbin.Envd(t))
+	require.NoError(t, err)
+	m.driver = driver
+	t.Cleanup(func() {
+		ids, err := driver.List(context.Background())
+		require.NoError(t, err)
+		for _, id := range ids {
+			require.NoError(t, driver.Destroy(context.Background(), id))
+		}
+		require.NoError(t, driver.Close())
+	})
+	return m
+}
+
+// open starts a host agent.
+func (m *machine) open() *hostagent.Manager {
+	m.t.Helper()
+	host, err := hostagent.Open(m.t.Context(), hostagent.Config{
+		Dir: m.dir, Driver: m.driver, Images: noImages{},
+		Log: slog.New(slog.NewTextHandler(m.t.Output(), nil)),
+	})
+	require.NoError(m.t, err)
+	m.t.Cleanup(func() { require.NoError(m.t, host.Close()) })
+	return host
+}
+
+func (m *machine) crash(t *testing.T, id string) { require.NoError(t, m.driver.Crash(id)) }
+
+func TestManager(t *testing.T) {
+	t.Parallel()
+	hosttest.Run(t, func(t *testing.T) hosttest.Subject {
+		m := newMachine(t)
+		return hosttest.Subject{Host: m.open(), Crash: m.crash}
+	})
+}
+
+func TestManagerOverRPC(t *testing.T) {
+	t.Parallel()
+	hosttest.Run(t, func(t *testing.T) hosttest.Subject {
+		m := newMachine(t)
+		server := httptest.NewServer(hostrpc.NewHandler(m.open(), "token"))
+		t.Cleanup(server.Close)
+		client := hostrpc.NewClient(dialer(server), "token")
+		t.Cleanup(client.Close)
+		return hosttest.Subject{Host: client, Crash: m.crash}
+	})
+}
+
+func dialer(server *httptest.Server) func(context.Context) (net.Conn, error) {
+	return func(ctx context.Context) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "tcp", server.Listener.Addr().String())
+	}
+}
+
+func TestRPCNeedsTheToken(t *testing.T) {
+	t.Parallel()
+	server := httptest.NewServer(hostrpc.NewHandler(newMachine(t).open(), "token"))
+	t.Cleanup(server.Close)
+	for _, token := range []string{"", "Token", "token "} {
+		client := hostrpc.NewClient(dialer(server), token)
+		_, err := client.List(t.Context())
+		require.Equal(t, nestbox.CodeUnauthenticated, nestbox.CodeOf(err), "%q: %v", token, err)
+		client.Close()
+	}
+}
+
+func spec() hostagent.Spec {
+	return hostagent.Spec{
+		ID: nestbox.NewID(nestbox.PrefixCapsule), Template: nestbox.TemplateMinimal, Resources: nestbox.DefaultResources,
+	}
+}
+
+// TestRestartFindsEverything ends one host agent, without any goodbye to its
+// capsules, and starts another: same capsule, same process, same output.
+func TestRestartFindsEverything(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	first := m.open()
+	status, err := first.Create(t.Context(), spec())
+	require.NoError(t, err)
+	g, err := first.Guest(t.Context(), status.ID)
+	require.NoError(t, err)
+	started, reader, err := g.Processes().Start(t.Context(), nestbox.ProcessSpec{Cmd: "sh", Args: []string{"-c", "echo here; exec sleep 1000"}}, &guest.Attach{})
+	require.NoError(t, err)
+	ev, err := reader.Next(t.Context())
+	require.NoError(t, err)
+	require.NoError(t, reader.Close())
+	require.NoError(t, first.Close())
+
+	second := m.open()
+	found, err := second.Get(t.Context(), status.ID)
+	require.NoError(t, err)
+	require.Equal(t, status.Spec, found.Spec)
+	require.Equal(t, hostagent.StateRunning, found.State)
+	g, err = second.Guest(t.Context(), status.ID)
+	require.NoError(t, err)
+	p, err := g.Processes().Get(t.Context(), nestbox.Selector{Tag: started.Tag})
+	require.NoError(t, err)
+	require.Equal(t, started.PID, p.PID)
+	require.Equal(t, ev.End(), p.Output.End)
+}
+
+// TestRestartAfterDeath starts a host agent after a sandbox died while none
+// ran: the capsule is there, dead, with a reason.
+func TestRestartAfterDeath(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	first := m.open()
+	status, err := first.Create(t.Context(), spec())
+	require.NoError(t, err)
+	require.NoError(t, first.Close())
+	m.crash(t, status.ID)
+
+	for range 2 { // it stays so
+		host := m.open()
+		found, err := host.Get(t.Context(), status.ID)
+		require.NoError(t, err)
+		require.Equal(t, hostagent.StateDead, found.State)
+		require.NotEmpty(t, found.Reason)
+		require.NoError(t, host.Close())
+	}
+}
+
+// TestRestartCleansUp starts a host agent on what a kill -9 in the middle of
+// Create, or of a write, leaves.
+func TestRestartCleansUp(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	first := m.open()
+	status, err := first.Create(t.Context(), spec())
+	require.NoError(t, err)
+	require.NoError(t, first.Close())
+
+	// As if the agent had died before it wrote that the capsule runs.
+	path := filepath.Join(m.dir, "capsules", status.ID+".json")
+	data, err := os.ReadFile(path)
+	require.NoError(t, err)
+	require.Contains(t, string(data), `"state":"running"`)
+	interrupted := []byte(strings.Replace(string(data), `"state":"running"`, `"state":"starting"`, 1))
+	require.NoError(t, os.WriteFile(path, interrupted, 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(m.dir, "capsules", ".new-123"), []byte(`{"id":`), 0o600))
+
+	host := m.open()
+	list, err := host.List(t.Context())
+	require.NoError(t, err)
+	require.Empty(t, list)
+	entries, err := os.ReadDir(filepath.Join(m.dir, "capsules"))
+	require.NoError(t, err)
+	require.Empty(t, entries)
+	traces, err := m.driver.List(t.Context())
+	require.NoError(t, err)
+	require.Empty(t, traces)
+}
+
+// TestRestartRemovesStrangers starts a host agent where a sandbox runs that it
+// has no record of: a Create that was killed before it wrote one cannot be.
+func TestRestartRemovesStrangers(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	first := m.open()
+	status, err := first.Create(t.Context(), spec())
+	require.NoError(t, err)
+	require.NoError(t, first.Close())
+	require.NoError(t, os.Remove(filepath.Join(m.dir, "capsules", status.ID+".json")))
+
+	m.open()
+	traces, err := m.driver.List(t.Context())
+	require.NoError(t, err)
+	require.Empty(t, traces)
+}
+
+// TestGarbageRecord does not guess: a record that cannot be read stops the
+// start, and nothing is destroyed.
+func TestGarbageRecord(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	first := m.open()
+	status, err := first.Create(t.Context(), spec())
+	require.NoError(t, err)
+	require.NoError(t, first.Close())
+	path := filepath.Join(m.dir, "capsules", status.ID+".json")
+	require.NoError(t, os.WriteFile(path, []byte("garbage"), 0o600))
+
+	_, err = hostagent.Open(t.Context(), hostagent.Config{Dir: m.dir, Driver: m.driver, Images: noImages{}, Log: slog.New(slog.DiscardHandler)})
+	require.ErrorContains(t, err, status.ID)
+	traces, err := m.driver.List(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, []string{status.ID}, traces)
+}
+
+// TestFailedCreateLeavesNothing lets the driver fail, and envd never answer.
+func TestFailedCreateLeavesNothing(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	host := m.open()
+	m.driver.FailNextCreate(nestbox.Errorf(nestbox.CodeExhausted, "no room"))
+	_, err := host.Create(t.Context(), spec())
+	require.Equal(t, nestbox.CodeExhausted, nestbox.CodeOf(err))
+
+	never := make(chan struct{})
+	m.driver.BlockCreate(never)
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	_, err = host.Create(ctx, spec())
+	require.Error(t, err)
+
+	list, err := host.List(t.Context())
+	require.NoError(t, err)
+	require.Empty(t, list)
+	entries, err := os.ReadDir(filepath.Join(m.dir, "capsules"))
+	require.NoError(t, err)
+	require.Empty(t, entries)
+}

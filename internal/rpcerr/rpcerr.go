@@ -1,0 +1,154 @@
+// Package rpcerr maps errors to and from Connect, in one place for every RPC
+// service of Nestbox.
+//
+// A *nestbox.Error keeps its exact code and its message over the wire. The
+// text of any other error stays on the side where it happened.
+//
+// It may import the root package and Connect only.
+package rpcerr
+
+import (
+	"context"
+	"errors"
+	"syscall"
+
+	"connectrpc.com/connect/v2"
+
+	"github.com/nestbox/nestbox"
+)
+
+// detailType names the error detail that carries the exact nestbox.Code as
+// plain text: Connect has fewer codes than we have, and makes errors of its
+// own, which bear no such detail.
+const detailType = "nestbox.Code"
+
+var toConnect = map[nestbox.Code]connect.Code{
+	nestbox.CodeInvalid:         connect.CodeInvalidArgument,
+	nestbox.CodeUnauthenticated: connect.CodeUnauthenticated,
+	nestbox.CodeDenied:          connect.CodePermissionDenied,
+	nestbox.CodeNotFound:        connect.CodeNotFound,
+	nestbox.CodeConflict:        connect.CodeAlreadyExists,
+	nestbox.CodeInvalidState:    connect.CodeFailedPrecondition,
+	nestbox.CodeTooLarge:        connect.CodeOutOfRange,
+	nestbox.CodeExhausted:       connect.CodeResourceExhausted,
+	nestbox.CodeUnavailable:     connect.CodeUnavailable,
+	nestbox.CodeTimeout:         connect.CodeDeadlineExceeded,
+	nestbox.CodeCanceled:        connect.CodeCanceled,
+	nestbox.CodeUnsupported:     connect.CodeUnimplemented,
+	nestbox.CodeGuest:           connect.CodeAborted,
+	nestbox.CodeInternal:        connect.CodeInternal,
+}
+
+// fromBare maps what Connect itself says, as opposed to our handlers: that a
+// message is garbage or too large, that there is no such procedure. Any other
+// bare code means that the peer is not well, or is not ours.
+var fromBare = map[connect.Code]nestbox.Code{
+	connect.CodeInvalidArgument:   nestbox.CodeInvalid,
+	connect.CodeResourceExhausted: nestbox.CodeTooLarge,
+	connect.CodeUnimplemented:     nestbox.CodeUnsupported,
+	connect.CodeUnauthenticated:   nestbox.CodeUnauthenticated,
+	connect.CodeDeadlineExceeded:  nestbox.CodeTimeout,
+	connect.CodeCanceled:          nestbox.CodeCanceled,
+}
+
+// ToConnect returns err as a handler is to return it. An error that is neither
+// a *nestbox.Error nor a context's becomes CodeInternal without its text. It
+// returns nil for nil.
+func ToConnect(err error) error {
+	if err == nil {
+		return nil
+	}
+	code, message := nestbox.CodeInternal, "internal error"
+	if e, ok := errors.AsType[*nestbox.Error](err); ok {
+		code, message = e.Code, e.Message
+	} else if c := contextCode(err); c != "" {
+		code, message = c, contextMessage(c)
+	}
+	wire, ok := toConnect[code]
+	if !ok {
+		wire = connect.CodeInternal
+	}
+	return connect.NewError(wire, message).
+		WithDetail(&connect.ErrorDetail{Type: detailType, Value: []byte(code)}).
+		WithCause(err)
+}
+
+// FromConnect returns an error of a Connect client as a *nestbox.Error: the
+// one that the peer's handler returned; CodeCanceled or CodeTimeout if the
+// caller's context ended; otherwise one with the code transport, because the
+// peer failed, could not be reached, or was lost. A *nestbox.Error in err's
+// chain, such as one of the dialer, is returned as it is. It returns nil for
+// nil.
+func FromConnect(err error, transport nestbox.Code) error {
+	if err == nil {
+		return nil
+	}
+	if e, ok := errors.AsType[*nestbox.Error](err); ok {
+		return e
+	}
+	wire, ok := errors.AsType[*connect.Error](err)
+	if ok && wire.IsRemote() {
+		return fromPeer(wire, transport)
+	}
+	if code := contextCode(err); code != "" {
+		return &nestbox.Error{Code: code, Message: contextMessage(code), Err: err}
+	}
+	// Connect takes a connection that the peer has reset for a cancelled call.
+	reset := errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+	if ok && !reset {
+		switch code := fromBare[wire.Code()]; code {
+		case nestbox.CodeCanceled, nestbox.CodeTimeout:
+			return &nestbox.Error{Code: code, Message: contextMessage(code), Err: err}
+		case nestbox.CodeUnauthenticated, nestbox.CodeTooLarge:
+			return &nestbox.Error{Code: code, Message: wire.Message(), Err: err}
+		}
+	}
+	return &nestbox.Error{Code: transport, Message: lostMessage(transport), Err: err}
+}
+
+func fromPeer(wire *connect.Error, transport nestbox.Code) error {
+	for _, d := range wire.Details() {
+		code := nestbox.Code(d.Value)
+		if _, known := toConnect[code]; d.Type == detailType && known {
+			return &nestbox.Error{Code: code, Message: wire.Message(), Err: wire}
+		}
+	}
+	code, ok := fromBare[wire.Code()]
+	if !ok {
+		return &nestbox.Error{Code: transport, Message: lostMessage(transport), Err: wire}
+	}
+	message := wire.Message()
+	if message == "" {
+		message = wire.Code().String()
+	}
+	return &nestbox.Error{Code: code, Message: message, Err: wire}
+}
+
+func contextCode(err error) nestbox.Code {
+	switch {
+	case errors.Is(err, context.Canceled):
+		return nestbox.CodeCanceled
+	case errors.Is(err, context.DeadlineExceeded):
+		return nestbox.CodeTimeout
+	}
+	return ""
+}
+
+func contextMessage(code nestbox.Code) string {
+	if code == nestbox.CodeTimeout {
+		return "the request's time limit ran out"
+	}
+	return "the request was canceled"
+}
+
+// lostMessage says what a lost connection means to the caller. The cause, with
+// its inner addresses, is for the log.
+func lostMessage(transport nestbox.Code) string {
+	switch transport {
+	case nestbox.CodeGuest:
+		return "the capsule's daemon failed or cannot be reached"
+	case nestbox.CodeUnavailable:
+		return "the host failed or cannot be reached"
+	}
+	return "the other side failed or cannot be reached"
+}

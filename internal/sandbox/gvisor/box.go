@@ -1,0 +1,131 @@
+package gvisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/nestbox/nestbox"
+	"github.com/nestbox/nestbox/internal/netns"
+	"github.com/nestbox/nestbox/internal/pidfd"
+	"github.com/nestbox/nestbox/internal/sandbox"
+)
+
+// box is a running sandbox.
+type box struct {
+	d      *Driver
+	id     string
+	rec    record
+	ns     *netns.NS
+	sentry *pidfd.File
+	gofer  *pidfd.File
+	reason string // set before done is closed
+	done   chan struct{}
+	ended  chan struct{} // closed when the watcher has returned
+}
+
+var _ sandbox.Sandbox = (*box)(nil)
+
+// open returns the running sandbox and watches it.
+func (d *Driver) open(id string) (*box, error) {
+	rec, err := d.readRecord(id)
+	if err != nil {
+		return nil, err
+	}
+	notFound := func(err error) error {
+		return nestbox.Errorf(nestbox.CodeNotFound, "sandbox %s does not run: %w", id, err)
+	}
+	sentry, err := rec.Sentry.Open()
+	if err != nil {
+		return nil, notFound(err)
+	}
+	gofer, err := rec.Gofer.Open()
+	if err != nil {
+		return nil, errors.Join(notFound(err), sentry.Close())
+	}
+	ns, err := d.netns.Open(id)
+	if err != nil {
+		return nil, errors.Join(notFound(err), sentry.Close(), gofer.Close())
+	}
+	b := &box{d: d, id: id, rec: rec, ns: ns, sentry: sentry, gofer: gofer, done: make(chan struct{}), ended: make(chan struct{})}
+	go b.watch()
+	return b, nil
+}
+
+// ID implements sandbox.Sandbox.
+func (b *box) ID() string { return b.id }
+
+// Dial implements sandbox.Sandbox.
+func (b *box) Dial(ctx context.Context, port uint16) (net.Conn, error) {
+	conn, err := b.ns.Dial(ctx, port)
+	if err != nil {
+		return nil, nestbox.Errorf(nestbox.CodeUnavailable, "port %d of sandbox %s: %w", port, b.id, err)
+	}
+	return conn, nil
+}
+
+// Done implements sandbox.Sandbox.
+func (b *box) Done() <-chan struct{} { return b.done }
+
+// Reason implements sandbox.Sandbox. It is empty until Done is closed.
+func (b *box) Reason() string {
+	select {
+	case <-b.done:
+		return b.reason
+	default:
+		return ""
+	}
+}
+
+// Close implements sandbox.Sandbox.
+func (b *box) Close() error {
+	err := b.sentry.Close() // the watcher's wait ends
+	<-b.ended
+	return errors.Join(err, b.gofer.Close(), b.ns.Close())
+}
+
+// goferTime is how long the gofer may outlive its sandbox. It ends by itself.
+const goferTime = 5 * time.Second
+
+// watch waits for the sandbox's process to end, or for Close.
+func (b *box) watch() {
+	defer close(b.ended)
+	if err := b.sentry.Wait(0); err != nil {
+		return // closed
+	}
+	status, reaped := pidfd.Reap(b.rec.Sentry.PID)
+	b.reason = b.d.why(b.id, b.rec, status, reaped)
+	close(b.done)
+
+	if err := b.gofer.Wait(goferTime); errors.Is(err, os.ErrDeadlineExceeded) {
+		_ = b.gofer.Signal(syscall.SIGKILL) // Destroy sees to it again
+	}
+	pidfd.Reap(b.rec.Gofer.PID)
+}
+
+// why says why a sandbox ended.
+func (d *Driver) why(id string, rec record, status syscall.WaitStatus, reaped bool) string {
+	if d.destroyed(id) {
+		return "destroyed"
+	}
+	if usage, err := d.cgroup(id).Usage(); err == nil && usage.OOMKills > 0 {
+		return fmt.Sprintf("out of memory: the capsule used more than its %d MiB", rec.MemoryMB)
+	}
+	if info, err := os.Stat(filepath.Join(d.bundle(id), panicFile)); err == nil && info.Size() > 0 {
+		d.cfg.Log.Error("gVisor crashed", "capsule", id, "log", filepath.Join(d.bundle(id), panicFile))
+		return "gVisor crashed"
+	}
+	switch {
+	case !reaped: // it was started by an earlier process
+		return "the sandbox process ended"
+	case status.Signaled():
+		return fmt.Sprintf("the sandbox process was killed by signal %d (%s)", status.Signal(), status.Signal())
+	default:
+		return fmt.Sprintf("the capsule's daemon exited with status %d", status.ExitStatus())
+	}
+}

@@ -1,0 +1,265 @@
+package store_test
+
+import (
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/nestbox/nestbox"
+	"github.com/nestbox/nestbox/internal/store"
+)
+
+var states = []nestbox.CapsuleState{
+	nestbox.StateStarting, nestbox.StateRunning, nestbox.StateStopping,
+	nestbox.StateStopped, nestbox.StateMissing, nestbox.StateError,
+}
+
+// paths lead from the beginning to each state.
+var paths = map[nestbox.CapsuleState][]nestbox.Trigger{
+	nestbox.StateStarting: nil,
+	nestbox.StateRunning:  {nestbox.TriggerStarted},
+	nestbox.StateMissing:  {nestbox.TriggerStarted, nestbox.TriggerLost},
+	nestbox.StateError:    {nestbox.TriggerFailed},
+	nestbox.StateStopping: {nestbox.TriggerDestroy},
+	nestbox.StateStopped:  {nestbox.TriggerDestroy, nestbox.TriggerDestroyed},
+}
+
+// addIn adds a capsule and brings it to a state.
+func addIn(t *testing.T, s *store.Store, team string, state nestbox.CapsuleState, at time.Time) nestbox.Capsule {
+	t.Helper()
+	c := addCapsule(t, s, team, at)
+	for _, trigger := range paths[state] {
+		var err error
+		c, err = s.Transition(t.Context(), c.ID, trigger, at, "")
+		require.NoError(t, err)
+	}
+	require.Equal(t, state, c.State)
+	return c
+}
+
+func TestCreateCapsule(t *testing.T) {
+	forEachStore(t, func(t *testing.T, s *store.Store) {
+		team := addTeam(t, s)
+		c := addCapsule(t, s, team.ID, epoch)
+		got, err := s.Capsule(t.Context(), c.ID)
+		require.NoError(t, err)
+		require.Equal(t, c, got)
+		hosts, err := s.Hosts(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, []nestbox.HostInfo{host}, hosts)
+
+		requireCode(t, nestbox.CodeConflict, s.CreateCapsule(t.Context(), c, host))
+		requireCode(t, nestbox.CodeNotFound, s.CreateCapsule(t.Context(), newCapsule("team-unknown", epoch), host))
+		_, err = s.Capsule(t.Context(), nestbox.NewID(nestbox.PrefixCapsule))
+		requireCode(t, nestbox.CodeNotFound, err)
+
+		c = newCapsule(team.ID, epoch)
+		c.Metadata = nil
+		require.NoError(t, s.CreateCapsule(t.Context(), c, host))
+		got, err = s.Capsule(t.Context(), c.ID)
+		require.NoError(t, err)
+		require.Equal(t, c, got)
+	})
+}
+
+// The store allows exactly what the table allows.
+func TestTransitionFollowsTheTable(t *testing.T) {
+	forEachStore(t, func(t *testing.T, s *store.Store) {
+		team := addTeam(t, s)
+		for _, from := range states {
+			for _, tr := range nestbox.Transitions {
+				before := addIn(t, s, team.ID, from, epoch)
+				got, err := s.Transition(t.Context(), before.ID, tr.Trigger, epoch.Add(time.Hour), "")
+				to, want := from.Next(tr.Trigger)
+				require.Equal(t, nestbox.CodeOf(want), nestbox.CodeOf(err), "%s in %s", tr.Trigger, from)
+				require.Equal(t, to, got.State)
+				stored, err := s.Capsule(t.Context(), before.ID)
+				require.NoError(t, err)
+				require.Equal(t, got, stored)
+				if want != nil {
+					require.Equal(t, before, stored, "nothing changes")
+				}
+			}
+		}
+	})
+}
+
+func TestTriggersAreUnique(t *testing.T) {
+	t.Parallel()
+	seen := map[nestbox.Trigger]bool{}
+	for _, tr := range nestbox.Transitions {
+		require.False(t, seen[tr.Trigger], "the store finds a transition by its trigger")
+		seen[tr.Trigger] = true
+	}
+}
+
+func TestTransitionDetails(t *testing.T) {
+	forEachStore(t, func(t *testing.T, s *store.Store) {
+		team := addTeam(t, s)
+		c := addCapsule(t, s, team.ID, epoch)
+		at := epoch.Add(time.Second)
+		step := func(trigger nestbox.Trigger, reason string) nestbox.Capsule {
+			at = at.Add(time.Second)
+			got, err := s.Transition(t.Context(), c.ID, trigger, at, reason)
+			require.NoError(t, err)
+			require.Equal(t, at, got.UpdatedAt)
+			return got
+		}
+		got := step(nestbox.TriggerStarted, "")
+		started := at
+		require.Equal(t, started, got.StartedAt)
+		require.Equal(t, started, got.LastActiveAt)
+		require.Equal(t, "gone", step(nestbox.TriggerLost, "gone").Reason)
+		got = step(nestbox.TriggerFound, "")
+		require.Empty(t, got.Reason, "a capsule that runs has no reason")
+		require.Equal(t, started, got.StartedAt)
+		got = step(nestbox.TriggerCrashed, "a\x00b\xff"+strings.Repeat("é", 5000))
+		require.True(t, strings.HasPrefix(got.Reason, "ab\uFFFDéé"), got.Reason[:10])
+		require.True(t, utf8.ValidString(got.Reason))
+		require.LessOrEqual(t, len(got.Reason), 1024)
+		reason := got.Reason
+		require.Equal(t, reason, step(nestbox.TriggerDestroy, "").Reason, "kept to the end")
+		require.Equal(t, reason, step(nestbox.TriggerDestroyed, "").Reason)
+
+		_, err := s.Transition(t.Context(), nestbox.NewID(nestbox.PrefixCapsule), nestbox.TriggerDestroy, at, "")
+		requireCode(t, nestbox.CodeNotFound, err)
+		_, err = s.Transition(t.Context(), c.ID, "dance", at, "")
+		requireCode(t, nestbox.CodeInternal, err)
+	})
+}
+
+func TestTransitionRace(t *testing.T) {
+	forEachStore(t, func(t *testing.T, s *store.Store) {
+		team := addTeam(t, s)
+		c := addIn(t, s, team.ID, nestbox.StateRunning, epoch)
+		var won atomic.Int32
+		var all sync.WaitGroup
+		for range 8 {
+			all.Go(func() {
+				got, err := s.Transition(t.Context(), c.ID, nestbox.TriggerLost, epoch, "")
+				switch nestbox.CodeOf(err) {
+				case "":
+					won.Add(1)
+				case nestbox.CodeInvalidState:
+					if got.State != nestbox.StateMissing {
+						t.Error(got.State)
+					}
+				default:
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
+		require.EqualValues(t, 1, won.Load())
+	})
+}
+
+func TestCapsulesOfTeamPages(t *testing.T) {
+	forEachStore(t, func(t *testing.T, s *store.Store) {
+		team, other := addTeam(t, s), addTeam(t, s)
+		addCapsule(t, s, other.ID, epoch)
+		var want []nestbox.Capsule
+		for i := range 23 { // several of the same instant
+			state := states[i%len(states)]
+			want = append(want, addIn(t, s, team.ID, state, epoch.Add(time.Duration(i/5)*time.Microsecond)))
+		}
+		slices.SortFunc(want, func(a, b nestbox.Capsule) int {
+			if c := b.CreatedAt.Compare(a.CreatedAt); c != 0 {
+				return c
+			}
+			return strings.Compare(b.ID, a.ID)
+		})
+		collect := func(limit int, states []nestbox.CapsuleState) (got []nestbox.Capsule) {
+			page := store.Page{States: states, Limit: limit}
+			for {
+				part, err := s.CapsulesOfTeam(t.Context(), team.ID, page)
+				require.NoError(t, err)
+				require.LessOrEqual(t, len(part), limit)
+				got = append(got, part...)
+				if len(part) < limit {
+					return got
+				}
+				last := part[len(part)-1]
+				page.Before = store.Position{CreatedAt: last.CreatedAt, ID: last.ID}
+			}
+		}
+		for _, limit := range []int{1, 4, 23, 1000} {
+			require.Equal(t, want, collect(limit, states))
+		}
+		running := slices.DeleteFunc(slices.Clone(want), func(c nestbox.Capsule) bool { return c.State != nestbox.StateRunning })
+		require.Equal(t, running, collect(2, []nestbox.CapsuleState{nestbox.StateRunning}))
+	})
+}
+
+func TestLiveCapsules(t *testing.T) {
+	forEachStore(t, func(t *testing.T, s *store.Store) {
+		team := addTeam(t, s)
+		want := map[string]bool{}
+		for _, state := range states {
+			if c := addIn(t, s, team.ID, state, epoch); state.Live() {
+				want[c.ID] = true
+			}
+		}
+		live, err := s.LiveCapsules(t.Context(), host.ID)
+		require.NoError(t, err)
+		require.Len(t, live, len(want))
+		for _, c := range live {
+			require.True(t, want[c.ID])
+		}
+		live, err = s.LiveCapsules(t.Context(), "host-other")
+		require.NoError(t, err)
+		require.Empty(t, live)
+	})
+}
+
+func TestTouchCapsule(t *testing.T) {
+	forEachStore(t, func(t *testing.T, s *store.Store) {
+		c := addCapsule(t, s, addTeam(t, s).ID, epoch)
+		c.LastActiveAt = epoch.Add(time.Second)
+		require.NoError(t, s.TouchCapsule(t.Context(), c.ID, c.LastActiveAt))
+		require.NoError(t, s.TouchCapsule(t.Context(), c.ID, epoch)) // never back
+		got, err := s.Capsule(t.Context(), c.ID)
+		require.NoError(t, err)
+		require.Equal(t, c, got)
+	})
+}
+
+func TestPruneCapsules(t *testing.T) {
+	forEachStore(t, func(t *testing.T, s *store.Store) {
+		team := addTeam(t, s)
+		old := map[nestbox.CapsuleState]nestbox.Capsule{}
+		for i, state := range states {
+			old[state] = addIn(t, s, team.ID, state, epoch.Add(time.Duration(i)*time.Second))
+		}
+		young := addIn(t, s, team.ID, nestbox.StateStopped, epoch.Add(time.Hour))
+
+		prune := func() int {
+			n, err := s.PruneCapsules(t.Context(), epoch.Add(time.Minute), 1)
+			require.NoError(t, err)
+			return n
+		}
+		gone := func(id string) bool {
+			_, err := s.Capsule(t.Context(), id)
+			if err != nil {
+				requireCode(t, nestbox.CodeNotFound, err)
+			}
+			return err != nil
+		}
+		require.Equal(t, 1, prune())
+		require.True(t, gone(old[nestbox.StateStopped].ID), "the oldest goes first")
+		require.False(t, gone(old[nestbox.StateError].ID))
+		require.Equal(t, 1, prune())
+		require.Zero(t, prune())
+		require.True(t, gone(old[nestbox.StateError].ID))
+		for state, c := range old {
+			require.Equal(t, !state.Live(), gone(c.ID), state)
+		}
+		require.False(t, gone(young.ID))
+	})
+}

@@ -1,0 +1,59 @@
+package store
+
+import (
+	"context"
+	"time"
+
+	"github.com/nestbox/nestbox"
+)
+
+const keyColumns = `id, team_id, name, prefix, hash, created_at, last_used_at`
+
+// CreateKey adds a key. CodeNotFound: its team does not exist.
+func (s *Store) CreateKey(ctx context.Context, k nestbox.APIKey) error {
+	return s.change(ctx, "create an API key", func(tx tx) error { return createKey(ctx, tx, k) })
+}
+
+func createKey(ctx context.Context, tx tx, k nestbox.APIKey) error {
+	_, err := tx.exec(ctx, `INSERT INTO api_keys (`+keyColumns+`) VALUES (`+marks(7)+`)`,
+		k.ID, k.TeamID, k.Name, k.Prefix, k.Hash, micros(k.CreatedAt), micros(k.LastUsed))
+	return err
+}
+
+// KeyByHash finds a key by what is stored of its secret. CodeNotFound.
+func (s *Store) KeyByHash(ctx context.Context, hash string) (nestbox.APIKey, error) {
+	k, err := scanKey(s.queryRow(ctx, `SELECT `+keyColumns+` FROM api_keys WHERE hash = ?`, hash))
+	return k, fail("find an API key", notFound(err, "no such API key"))
+}
+
+// Keys returns the keys of a team, oldest first.
+func (s *Store) Keys(ctx context.Context, teamID string) ([]nestbox.APIKey, error) {
+	return list(ctx, s, "list API keys", scanKey,
+		`SELECT `+keyColumns+` FROM api_keys WHERE team_id = ? ORDER BY created_at, id`, teamID)
+}
+
+// DeleteKey removes a key of a team. CodeNotFound.
+func (s *Store) DeleteKey(ctx context.Context, teamID, id string) error {
+	return s.change(ctx, "delete an API key", func(tx tx) error {
+		n, err := tx.exec(ctx, `DELETE FROM api_keys WHERE id = ? AND team_id = ?`, id, teamID)
+		if err == nil && n == 0 {
+			err = nestbox.Errorf(nestbox.CodeNotFound, "no such API key")
+		}
+		return err
+	})
+}
+
+// TouchKey notes that a key was used. A key that is gone is no error.
+func (s *Store) TouchKey(ctx context.Context, id string, at time.Time) error {
+	return s.change(ctx, "touch an API key", func(tx tx) error {
+		_, err := tx.exec(ctx, `UPDATE api_keys SET last_used_at = ? WHERE id = ? AND last_used_at < ?`, micros(at), id, micros(at))
+		return err
+	})
+}
+
+func scanKey(r row) (k nestbox.APIKey, err error) {
+	var created, used int64
+	err = r.Scan(&k.ID, &k.TeamID, &k.Name, &k.Prefix, &k.Hash, &created, &used)
+	k.CreatedAt, k.LastUsed = fromMicros(created), fromMicros(used)
+	return k, err
+}

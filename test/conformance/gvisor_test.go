@@ -1,0 +1,160 @@
+// Package conformance runs the suites of the Host and Guest contracts on real
+// gVisor capsules, through every hop: manager, its RPC twin, envd inside.
+package conformance
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"net"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/nestbox/nestbox"
+	"github.com/nestbox/nestbox/internal/guest"
+	"github.com/nestbox/nestbox/internal/guest/guesttest"
+	"github.com/nestbox/nestbox/internal/hostagent"
+	"github.com/nestbox/nestbox/internal/hostagent/hostrpc"
+	"github.com/nestbox/nestbox/internal/hostagent/hosttest"
+	"github.com/nestbox/nestbox/internal/image"
+	"github.com/nestbox/nestbox/internal/sandbox/gvisor"
+	"github.com/nestbox/nestbox/internal/sandbox/gvisor/runsc"
+	"github.com/nestbox/nestbox/internal/testbin"
+)
+
+// TestMain lets this test binary be the runsc of its sandboxes.
+func TestMain(m *testing.M) {
+	runsc.Maybe()
+	os.Exit(m.Run())
+}
+
+// newManager returns a host agent with gVisor on directories of its own.
+func newManager(t *testing.T) *hostagent.Manager {
+	t.Helper()
+	dir := tempDir(t)
+	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
+	images, err := image.NewStore(filepath.Join(dir, "images"))
+	require.NoError(t, err)
+	driver, err := gvisor.New(gvisor.Config{
+		StateDir: filepath.Join(dir, "sandboxes"),
+		RunDir:   filepath.Join(dir, "run"),
+		Envd:     testbin.Envd(t),
+		Log:      log,
+	})
+	require.NoError(t, err)
+	m, err := hostagent.Open(t.Context(), hostagent.Config{
+		Dir:    filepath.Join(dir, "host"),
+		Info:   nestbox.HostInfo{ID: nestbox.NewID(nestbox.PrefixHost)},
+		Driver: driver,
+		Images: images,
+		Log:    log,
+	})
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		ctx := context.WithoutCancel(t.Context())
+		list, err := m.List(ctx)
+		require.NoError(t, err)
+		for _, s := range list {
+			require.NoError(t, m.Destroy(ctx, s.ID))
+		}
+		left, err := driver.List(ctx)
+		require.NoError(t, err)
+		require.Empty(t, left, "every sandbox leaves without a trace")
+		require.NoError(t, m.Close())
+		require.NoError(t, driver.Close())
+	})
+	return m
+}
+
+// tempDir is short, for sockets, and open to traversal, for the users of
+// sandboxes; t.TempDir is neither.
+func tempDir(t *testing.T) string {
+	dir, err := os.MkdirTemp("", "nb-*")
+	require.NoError(t, err)
+	require.NoError(t, os.Chmod(dir, 0o711))
+	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
+	return dir
+}
+
+// remote returns the RPC twin of a host.
+func remote(t *testing.T, host hostagent.Host) *hostrpc.Client {
+	t.Helper()
+	const token = "the host's token"
+	server := httptest.NewServer(hostrpc.NewHandler(host, token))
+	t.Cleanup(server.Close)
+	client := hostrpc.NewClient(func(ctx context.Context) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "tcp", server.Listener.Addr().String())
+	}, token)
+	t.Cleanup(client.Close)
+	return client
+}
+
+// crash kills the sentry of a capsule, as the host's OOM killer would.
+func crash(t *testing.T, id string) {
+	t.Helper()
+	paths, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	require.NoError(t, err)
+	for _, p := range paths {
+		data, err := os.ReadFile(p)
+		if err != nil || !bytes.HasPrefix(data, []byte("runsc-sandbox")) || !bytes.Contains(data, []byte(id)) {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(p)))
+		require.NoError(t, err)
+		require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
+		return
+	}
+	require.FailNow(t, "no sentry found", id)
+}
+
+func TestHost(t *testing.T) {
+	t.Parallel()
+	hosttest.Run(t, func(t *testing.T) hosttest.Subject {
+		return hosttest.Subject{Host: newManager(t), Crash: crash}
+	})
+}
+
+func TestHostOverRPC(t *testing.T) {
+	t.Parallel()
+	hosttest.Run(t, func(t *testing.T) hosttest.Subject {
+		return hosttest.Subject{Host: remote(t, newManager(t)), Crash: crash}
+	})
+}
+
+// newGuest returns the guest of a new capsule, as the control plane of another
+// machine would see it.
+func newGuest(t *testing.T) guest.Guest {
+	t.Helper()
+	host := remote(t, newManager(t))
+	status, err := host.Create(t.Context(), hostagent.Spec{
+		ID:        nestbox.NewID(nestbox.PrefixCapsule),
+		Template:  nestbox.TemplateMinimal,
+		Resources: nestbox.DefaultResources,
+	})
+	require.NoError(t, err)
+	g, err := host.Guest(t.Context(), status.ID)
+	require.NoError(t, err)
+	return g
+}
+
+func TestProcesses(t *testing.T) {
+	t.Parallel()
+	guesttest.RunProcesses(t, newGuest)
+}
+
+func TestFiles(t *testing.T) {
+	t.Parallel()
+	guesttest.RunFiles(t, newGuest)
+}
+
+func TestDial(t *testing.T) {
+	t.Parallel()
+	guesttest.RunDial(t, newGuest)
+}

@@ -47,7 +47,7 @@ func (b *bench) createAndRun(ctx context.Context) error {
 	}
 	// The end of the capsule is not part of the measurement.
 	go func() { _ = c.Destroy(context.WithoutCancel(ctx)) }()
-	return c.Command("/bin/true").Run(ctx)
+	return c.CommandContext(ctx, "/bin/true").Run()
 }
 
 // bundle writes an OCI bundle for runsc: /usr of this machine and /bin/true.

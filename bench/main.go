@@ -121,13 +121,9 @@ func (b *bench) capsule(ctx context.Context) (c *client.Capsule, free func(), er
 		return nil, nil, err
 	}
 	defer probe.Close()
-	if _, err := c.Files.Write(ctx, probePath, probe); err != nil {
+	if err := c.Files.Write(ctx, probePath, probe, client.WriteOptions{Mode: 0o755}); err != nil {
 		free()
 		return nil, nil, err
-	}
-	if out, err := c.Command("/bin/chmod", "755", probePath).CombinedOutput(ctx); err != nil {
-		free()
-		return nil, nil, fmt.Errorf("%w: %s", err, out)
 	}
 	return c, free, nil
 }

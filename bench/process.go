@@ -17,7 +17,7 @@ import (
 // probeNumber runs the probe in a capsule and returns the number it prints,
 // in nanoseconds.
 func probeNumber(ctx context.Context, c *client.Capsule, what string, n int) (time.Duration, error) {
-	out, err := c.Command(probePath, what, strconv.Itoa(n)).Output(ctx)
+	out, err := c.CommandContext(ctx, probePath, what, strconv.Itoa(n)).Output()
 	if err != nil {
 		return 0, err
 	}
@@ -154,7 +154,7 @@ func (b *bench) spew(ctx context.Context, c *client.Capsule) error {
 	if err != nil {
 		return err
 	}
-	logs, err := c.Processes.Logs(ctx, p.Tag, client.Logs{Follow: true})
+	logs, err := b.logs(ctx, c, p.Tag)
 	if err != nil {
 		return err
 	}
@@ -208,7 +208,7 @@ func (b *bench) fanOut(ctx context.Context, c *client.Capsule, n int) (time.Dura
 		done.Add(1)
 		go func() {
 			defer done.Done()
-			logs, err := c.Processes.Logs(ctx, p.Tag, client.Logs{Follow: true})
+			logs, err := b.logs(ctx, c, p.Tag)
 			attached.Done()
 			if err != nil {
 				errs <- err
@@ -270,7 +270,7 @@ func (b *bench) processes(ctx context.Context) error {
 
 // envdKB returns the resident memory of envd in KiB.
 func envdKB(ctx context.Context, c *client.Capsule) (int, error) {
-	out, err := c.Command("/usr/bin/awk", "/VmRSS/{print $2}", "/proc/1/status").Output(ctx)
+	out, err := c.CommandContext(ctx, "/usr/bin/awk", "/VmRSS/{print $2}", "/proc/1/status").Output()
 	if err != nil {
 		return 0, err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -12,6 +13,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/nestbox/nestbox/client"
 )
 
 // server is the `nestbox up` that is measured.
@@ -83,4 +86,22 @@ func (s *server) residentMB() int {
 		return 0
 	}
 	return resident * os.Getpagesize() >> 20
+}
+
+// logs follows the output of a process as plain bytes.
+func (b *bench) logs(ctx context.Context, c *client.Capsule, tag string) (io.ReadCloser, error) {
+	url := b.server.url + "/v1/capsules/" + c.ID + "/processes/" + tag + "/logs?follow=true"
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("X-API-Key", b.server.key)
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	if res.StatusCode != http.StatusOK {
+		return nil, errors.Join(fmt.Errorf("logs: %s", res.Status), res.Body.Close())
+	}
+	return res.Body, nil
 }

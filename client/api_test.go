@@ -175,30 +175,6 @@ func TestCmdUnderCuts(t *testing.T) {
 	}
 }
 
-// TestStdinWhileTheServerIsAway waits with what surely was not sent.
-func TestStdinWhileTheServerIsAway(t *testing.T) {
-	t.Parallel()
-	capsule, server := newCapsule(t)
-	cmd := capsule.CommandContext(testContext(t), "cat")
-	stdin, err := cmd.StdinPipe()
-	require.NoError(t, err)
-	stdout := newGate(len("before "))
-	cmd.Stdout = stdout
-	require.NoError(t, cmd.Start())
-	_, err = io.WriteString(stdin, "before ")
-	require.NoError(t, err)
-	<-stdout.reached
-	server.Stop()
-	_, err = io.WriteString(stdin, "while away ")
-	require.NoError(t, err)
-	server.Resume()
-	_, err = io.WriteString(stdin, "after")
-	require.NoError(t, err)
-	require.NoError(t, stdin.Close())
-	require.NoError(t, cmd.Wait())
-	require.Equal(t, "before while away after", stdout.String())
-}
-
 func checkLines(err error, code, lines int, stdout, stderr *bytes.Buffer) error {
 	if err == nil || err.Error() != fmt.Sprintf("exit status %d", code) {
 		return fmt.Errorf("want exit status %d, got: %w", code, err)

@@ -54,12 +54,13 @@ type Cmd struct {
 	Process *Process      // set by Start
 	Exit    *nestbox.Exit // set by Wait, if the process has ended
 
-	ctx     context.Context //nolint:containedctx // as in exec.Cmd
-	procs   *Processes
-	pipes   []io.Closer // ours, closed when the process has ended
-	run     *running    // nil until started
-	waited  bool
-	capture *prefixWriter // of stderr, for Output
+	ctx       context.Context //nolint:containedctx // as in exec.Cmd
+	procs     *Processes
+	pipes     []io.Closer    // ours, closed when the process has ended
+	stdinPipe *io.PipeReader // Stdin, if it is ours
+	run       *running       // nil until started
+	waited    bool
+	capture   *prefixWriter // of stderr, for Output
 }
 
 // Process is a started process.
@@ -214,7 +215,7 @@ func (c *Cmd) StdinPipe() (io.WriteCloser, error) {
 		return nil, nestbox.Errorf(nestbox.CodeInvalid, "client: Stdin already set, or already started")
 	}
 	r, w := io.Pipe()
-	c.Stdin = r
+	c.Stdin, c.stdinPipe = r, r
 	c.pipes = append(c.pipes, r)
 	return w, nil
 }

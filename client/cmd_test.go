@@ -246,69 +246,6 @@ func TestForgottenProcess(t *testing.T) {
 	require.Nil(t, cmd.Exit)
 }
 
-func TestStdin(t *testing.T) {
-	t.Parallel()
-	s := newScript()
-	c, _ := s.serve(t)
-	want := bytes.Repeat([]byte("0123456789abcdef"), 1<<16) // several writes
-	cmd := command(t, c)
-	cmd.Stdin = bytes.NewReader(want)
-	require.NoError(t, cmd.Start())
-	<-s.stdinCh
-	s.finish(0, "exited")
-	require.NoError(t, cmd.Wait())
-	_, _, got := s.state()
-	require.True(t, bytes.Equal(want, got))
-}
-
-func TestPipes(t *testing.T) {
-	t.Parallel()
-	s := newScript()
-	c, _ := s.serve(t)
-	cmd := command(t, c)
-	stdin, err := cmd.StdinPipe()
-	require.NoError(t, err)
-	stdout, err := cmd.StdoutPipe()
-	require.NoError(t, err)
-	stderr, err := cmd.StderrPipe()
-	require.NoError(t, err)
-	require.NoError(t, cmd.Start())
-	_, err = io.WriteString(stdin, "question")
-	require.NoError(t, err)
-	require.NoError(t, stdin.Close())
-	<-s.stdinCh
-	_, _, got := s.state()
-	require.Equal(t, "question", string(got))
-	s.write("stdout", []byte("answer"))
-	buf := make([]byte, 6)
-	_, err = io.ReadFull(stdout, buf)
-	require.NoError(t, err)
-	require.Equal(t, "answer", string(buf))
-	s.finish(0, "exited")
-	for _, r := range []io.Reader{stdout, stderr} {
-		rest, err := io.ReadAll(r)
-		require.NoError(t, err)
-		require.Empty(t, rest)
-	}
-	require.NoError(t, cmd.Wait())
-	_, err = stdin.Write([]byte("late"))
-	require.Error(t, err)
-}
-
-// TestWaitDoesNotHangInStdin ends although standard input never does.
-func TestWaitDoesNotHangInStdin(t *testing.T) {
-	t.Parallel()
-	s := newScript()
-	c, _ := s.serve(t)
-	r, w := io.Pipe()
-	defer w.Close()
-	cmd := command(t, c)
-	cmd.Stdin = r
-	require.NoError(t, cmd.Start())
-	s.finish(0, "exited")
-	require.NoError(t, cmd.Wait())
-}
-
 func TestEndOfContext(t *testing.T) {
 	t.Parallel()
 	for _, keep := range []bool{false, true} {

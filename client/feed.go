@@ -22,6 +22,9 @@ func (c *Cmd) startFeeding(ctx context.Context) {
 	go func() {
 		defer close(r.fed)
 		r.feedErr = c.feed(ctx)
+		if c.stdinPipe != nil {
+			_ = c.stdinPipe.CloseWithError(r.feedErr) // nobody reads any more: let no writer wait
+		}
 	}()
 }
 

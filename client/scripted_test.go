@@ -44,7 +44,8 @@ type script struct {
 	killed  bool
 	conns   map[*websocket.Conn]bool
 
-	skipGaps bool // do not say what is no longer kept
+	loseInput bool // break the connection of input
+	skipGaps  bool // do not say what is no longer kept
 
 	// cut decides, before a frame is sent, whether the connection breaks now.
 	cut func() bool
@@ -232,6 +233,11 @@ func (s *script) writeStdin(w http.ResponseWriter, r *http.Request) {
 		if err != nil {
 			break
 		}
+	}
+	if s.loseInput && len(s.stdin) > 0 {
+		s.stdin = nil
+		hangUp(w)
+		return
 	}
 	if r.URL.Query().Get("eof") == "true" {
 		close(s.stdinCh)

@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -88,6 +90,7 @@ func openHost(ctx context.Context, cfg config.Up, log *slog.Logger, undo *closer
 	}
 	driver, err := gvisor.New(gvisor.Config{
 		StateDir: filepath.Join(cfg.Dir, "sandboxes"),
+		RunDir:   runDir(cfg.Dir),
 		Envd:     envd,
 		Runsc:    []string{self},
 		Platform: cfg.Platform,
@@ -272,4 +275,11 @@ func endOfContext(err error) error {
 		return nil
 	}
 	return err
+}
+
+// runDir is where what a reboot ends is kept, for a state directory: a short
+// path, since sockets are in it.
+func runDir(dir string) string {
+	sum := sha256.Sum256([]byte(dir))
+	return filepath.Join("/run/nestbox", hex.EncodeToString(sum[:6]))
 }

@@ -22,14 +22,14 @@ const (
 
 // sh runs a script in the capsule and returns what it wrote.
 func (w *walk) sh(ctx context.Context, script string) (string, error) {
-	out, err := w.capsule.Command("/bin/sh", "-c", script).Output(ctx)
+	out, err := w.capsule.CommandContext(ctx, "/bin/sh", "-c", script).Output()
 	return string(out), err
 }
 
 func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
 
 func (w *walk) upload(ctx context.Context) error {
-	if _, err := w.capsule.Files.Write(ctx, "/srv/site/index.html", strings.NewReader(page)); err != nil {
+	if err := w.capsule.Files.Write(ctx, "/srv/site/index.html", strings.NewReader(page), client.WriteOptions{}); err != nil {
 		return err
 	}
 	entries, err := w.capsule.Files.List(ctx, "/srv/site", 1)

@@ -66,9 +66,6 @@ func rememberToken(w http.ResponseWriter, r *http.Request, token string) {
 // withoutToken removes our parameter from a query and leaves the rest of it
 // byte for byte as it was.
 func withoutToken(query string) string {
-	if !strings.Contains(query, tokenParam) {
-		return query
-	}
 	kept := []string{}
 	for part := range strings.SplitSeq(query, "&") {
 		name, _, _ := strings.Cut(part, "=")

@@ -109,7 +109,9 @@ func TestConnectionsAreUsedAgain(t *testing.T) {
 		read: func(context.Context, string) (io.ReadCloser, nestbox.FileInfo, error) {
 			return io.NopCloser(io.LimitReader(endless{}, 3<<20)), nestbox.FileInfo{}, nil
 		},
-		list: func(context.Context, string, int) ([]nestbox.FileInfo, error) { return make([]nestbox.FileInfo, 5), nil },
+		list: func(context.Context, string, int) ([]nestbox.FileInfo, error) {
+			return make([]nestbox.FileInfo, 5), nil
+		},
 	}
 	s := serve(t, g)
 	var dials atomic.Int64

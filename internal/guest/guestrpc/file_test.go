@@ -63,10 +63,12 @@ func TestCutDownload(t *testing.T) {
 func TestCutUpload(t *testing.T) {
 	t.Parallel()
 	for name, cut := range map[string]func(s *server, c *Client, cancel context.CancelFunc, content *io.PipeWriter){
-		"canceled":     func(_ *server, _ *Client, cancel context.CancelFunc, _ *io.PipeWriter) { cancel() },
-		"server lost":  func(s *server, _ *Client, _ context.CancelFunc, _ *io.PipeWriter) { _ = s.http.Close() },
-		"client lost":  func(_ *server, c *Client, _ context.CancelFunc, _ *io.PipeWriter) { c.Close() },
-		"content lost": func(_ *server, _ *Client, _ context.CancelFunc, w *io.PipeWriter) { w.CloseWithError(io.ErrUnexpectedEOF) },
+		"canceled":    func(_ *server, _ *Client, cancel context.CancelFunc, _ *io.PipeWriter) { cancel() },
+		"server lost": func(s *server, _ *Client, _ context.CancelFunc, _ *io.PipeWriter) { _ = s.http.Close() },
+		"client lost": func(_ *server, c *Client, _ context.CancelFunc, _ *io.PipeWriter) { c.Close() },
+		"content lost": func(_ *server, _ *Client, _ context.CancelFunc, w *io.PipeWriter) {
+			w.CloseWithError(io.ErrUnexpectedEOF)
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

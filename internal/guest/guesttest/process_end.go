@@ -217,7 +217,7 @@ while True:
 }
 
 func testKillGrace(t *testing.T, g guest.Processes) {
-	p, r := startAttached(t, g, shell("trap 'echo no' TERM; echo up; while :; do sleep 1000 & wait; done"), &guest.Attach{})
+	p, r := startAttached(t, g, shell("trap 'echo no' TERM; echo up; while :; do sleep 0.01; done"), &guest.Attach{})
 	tr := &transcript{}
 	tr.readUntil(t, r, "up")
 	began := time.Now()
@@ -231,7 +231,7 @@ func testKillGrace(t *testing.T, g guest.Processes) {
 	require.Contains(t, string(tr.stdout), "no\n")
 
 	// Who heeds the signal does not wait for the end of the grace.
-	p, r = startAttached(t, g, shell("trap 'exit 12' HUP; echo up; while :; do sleep 1000 & wait; done"), &guest.Attach{})
+	p, r = startAttached(t, g, shell("trap 'exit 12' HUP; echo up; while :; do sleep 0.01; done"), &guest.Attach{})
 	(&transcript{}).readUntil(t, r, "up")
 	killed, err = g.Kill(waiting(t), byPID(p), guest.Kill{Signal: syscall.SIGHUP, Grace: 10 * patience})
 	require.NoError(t, err)
@@ -241,7 +241,7 @@ func testKillGrace(t *testing.T, g guest.Processes) {
 
 func testKillLastWords(t *testing.T, g guest.Processes) {
 	for range 20 {
-		p, r := startAttached(t, g, shell("trap 'echo last words; exit 0' TERM; echo up; sleep 1000 & wait"), &guest.Attach{})
+		p, r := startAttached(t, g, shell("trap 'echo last words; exit 0' TERM; echo up; while :; do sleep 0.01; done"), &guest.Attach{})
 		tr := &transcript{}
 		tr.readUntil(t, r, "up")
 		killed, err := g.Kill(waiting(t), byPID(p), guest.Kill{Signal: syscall.SIGTERM, Grace: patience})

@@ -104,7 +104,7 @@ func TestRPCNeedsTheToken(t *testing.T) {
 	t.Parallel()
 	server := httptest.NewServer(hostrpc.NewHandler(newMachine(t).open(), "token"))
 	t.Cleanup(server.Close)
-	for _, token := range []string{"", "Token", "token "} {
+	for _, token := range []string{"", "Token", "token2"} {
 		client := hostrpc.NewClient(dialer(server), token)
 		_, err := client.List(t.Context())
 		require.Equal(t, nestbox.CodeUnauthenticated, nestbox.CodeOf(err), "%q: %v", token, err)

@@ -163,7 +163,7 @@ func (s *server) do(ctx context.Context, method, path string, body any) (int, []
 // call is do for a request that must succeed.
 func call[T any](s *server, method, path string, body any, want int) T {
 	s.t.Helper()
-	ctx, cancel := context.WithTimeout(s.t.Context(), patience)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(s.t.Context()), patience) // also used when the test has ended
 	defer cancel()
 	status, data := s.do(ctx, method, path, body)
 	require.Equal(s.t, want, status, "%s %s: %s", method, path, data)

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/nestbox/nestbox"
 	"github.com/nestbox/nestbox/client"
 )
 
@@ -21,11 +22,18 @@ func (b *bench) coldStart(ctx context.Context) error {
 	}
 	var ours, theirs []time.Duration
 	for i := range b.rounds {
-		t, err := timed(func() error { return b.createAndRun(ctx) })
+		var c *client.Capsule
+		t, err := timed(func() (err error) {
+			c, err = b.createAndRun(ctx)
+			return err
+		})
 		if err != nil {
 			return err
 		}
 		ours = append(ours, t)
+		if err := c.Destroy(ctx); err != nil { // not part of the measurement
+			return err
+		}
 		t, err = timed(func() error { return b.runscRun(ctx, bundle, i) })
 		if err != nil {
 			return err
@@ -40,14 +48,13 @@ func (b *bench) coldStart(ctx context.Context) error {
 	return nil
 }
 
-func (b *bench) createAndRun(ctx context.Context) error {
+func (b *bench) createAndRun(ctx context.Context) (*client.Capsule, error) {
 	c, err := b.client.Capsules.Create(ctx, client.CreateCapsule{})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	// The end of the capsule is not part of the measurement.
-	go func() { _ = c.Destroy(context.WithoutCancel(ctx)) }()
-	return c.CommandContext(ctx, "/bin/true").Run()
+	_, err = c.Exec(ctx, nestbox.ProcessSpec{Cmd: "/bin/true"})
+	return c, err
 }
 
 // bundle writes an OCI bundle for runsc: /usr of this machine and /bin/true.

@@ -18,6 +18,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/nestbox/nestbox"
 	"github.com/nestbox/nestbox/client"
 )
 
@@ -72,7 +73,7 @@ func run(ctx context.Context, args []string) (err error) {
 	if b.server, err = startServer(ctx, b.nestbox, b.dir); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, b.server.stop(), os.RemoveAll(b.dir)) }()
+	defer func() { err = errors.Join(err, b.server.stop(), b.removeDir()) }()
 	if b.client, err = client.New(client.Config{BaseURL: b.server.url, APIKey: b.server.key}); err != nil {
 		return err
 	}
@@ -89,7 +90,7 @@ func run(ctx context.Context, args []string) (err error) {
 	} {
 		fmt.Fprintf(os.Stderr, "measuring: %s\n", m.name)
 		if err := m.measure(b, ctx); err != nil {
-			return fmt.Errorf("%s: %w", m.name, err)
+			return errors.Join(b.report(), fmt.Errorf("%s: %w", m.name, err))
 		}
 	}
 	return b.report()
@@ -109,8 +110,8 @@ func (b *bench) report() error {
 }
 
 // capsule makes a capsule with the probe in it; free destroys it.
-func (b *bench) capsule(ctx context.Context) (c *client.Capsule, free func(), err error) {
-	c, err = b.client.Capsules.Create(ctx, client.CreateCapsule{})
+func (b *bench) capsule(ctx context.Context, memoryMB int) (c *client.Capsule, free func(), err error) {
+	c, err = b.client.Capsules.Create(ctx, client.CreateCapsule{Resources: nestbox.Resources{MemoryMB: memoryMB}})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -148,4 +149,11 @@ func timed(f func() error) (time.Duration, error) {
 	begin := time.Now()
 	err := f()
 	return time.Since(begin), err
+}
+
+// removeDir removes what the run left, also what runsc mounted into the root
+// of the bundles that it ran.
+func (b *bench) removeDir() error {
+	_ = syscall.Unmount(filepath.Join(b.dir, "runsc", "null-netns"), syscall.MNT_DETACH) // not there if runsc did not run
+	return os.RemoveAll(b.dir)
 }

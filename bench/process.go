@@ -28,7 +28,7 @@ func probeNumber(ctx context.Context, c *client.Capsule, what string, n int) (ti
 // starts compares a foreground exec and a background start, through all hops,
 // with fork+exec inside the same capsule.
 func (b *bench) starts(ctx context.Context) error {
-	c, free, err := b.capsule(ctx)
+	c, free, err := b.capsule(ctx, 1024)
 	if err != nil {
 		return err
 	}
@@ -76,7 +76,7 @@ func (b *bench) starts(ctx context.Context) error {
 // lineLatency measures from the moment a process writes a line, by its own
 // clock, until the client has it.
 func (b *bench) lineLatency(ctx context.Context) error {
-	c, free, err := b.capsule(ctx)
+	c, free, err := b.capsule(ctx, 1024)
 	if err != nil {
 		return err
 	}
@@ -120,7 +120,7 @@ const spewMB = 256
 // throughput compares reading a process's output through all hops with reading
 // a pipe inside the same capsule, alternating.
 func (b *bench) throughput(ctx context.Context) error {
-	c, free, err := b.capsule(ctx)
+	c, free, err := b.capsule(ctx, 1024)
 	if err != nil {
 		return err
 	}
@@ -172,7 +172,7 @@ const many = 1000
 // readers measures how long it takes until each of 1,000 readers of one
 // process has all it wrote, against one reader.
 func (b *bench) readers(ctx context.Context) error {
-	c, free, err := b.capsule(ctx)
+	c, free, err := b.capsule(ctx, 1024)
 	if err != nil {
 		return err
 	}
@@ -232,7 +232,7 @@ func (b *bench) fanOut(ctx context.Context, c *client.Capsule, n int) (time.Dura
 
 // processes measures starting 1,000 processes that stay, and listing them.
 func (b *bench) processes(ctx context.Context) error {
-	c, free, err := b.capsule(ctx)
+	c, free, err := b.capsule(ctx, 4096)
 	if err != nil {
 		return err
 	}

@@ -88,9 +88,10 @@ func (s *server) residentMB() int {
 	return resident * os.Getpagesize() >> 20
 }
 
-// logs follows the output of a process as plain bytes.
+// logs follows the output of a process as plain bytes. The process waits for
+// it, as it does for the reader of a pipe.
 func (b *bench) logs(ctx context.Context, c *client.Capsule, tag string) (io.ReadCloser, error) {
-	url := b.server.url + "/v1/capsules/" + c.ID + "/processes/" + tag + "/logs?follow=true"
+	url := b.server.url + "/v1/capsules/" + c.ID + "/processes/" + tag + "/logs?follow=true&lossless=true"
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, err

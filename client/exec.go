@@ -120,7 +120,7 @@ func (p *Processes) startStream(ctx context.Context, spec nestbox.ProcessSpec, u
 	if err != nil {
 		return nil, err
 	}
-	s := &Stream{procs: p, until: until, conn: conn}
+	s := &Stream{procs: p, until: until, hold: true, conn: conn}
 	body := execBodyOf(spec)
 	body.Type, body.Detach = frameStart, true
 	if err := p.c.askStart(ctx, conn, body, s); err != nil {

@@ -19,6 +19,10 @@ type Attach struct {
 	// can come, which is later if the process left others behind that hold its
 	// standard output.
 	UntilExit bool
+	// Lossless makes the process wait while this stream, connected, is slow.
+	// Otherwise a stream that is slower than the process by more than what is
+	// kept of its output has gaps.
+	Lossless bool
 }
 
 // Stream reads the output of one process as it comes, across lost connections
@@ -30,6 +34,7 @@ type Stream struct {
 	pid   int    // 0 until known
 	tag   string // set with pid
 	until string
+	hold  bool // the process waits for us
 
 	conn    *streamConn // nil while not connected
 	lost    *backoff    // non-nil while trying to connect again
@@ -60,7 +65,9 @@ func (p *Processes) Attach(ctx context.Context, sel string, how Attach) (*Stream
 	if how.UntilExit {
 		until = untilExit
 	}
-	return p.streamOf(proc, beginning(how.Since, proc.Output), until), nil
+	s := p.streamOf(proc, beginning(how.Since, proc.Output), until)
+	s.hold = how.Lossless
+	return s, nil
 }
 
 // streamOf returns a stream that is not connected yet.
@@ -161,6 +168,9 @@ func (s *Stream) connect(ctx context.Context) error {
 		return err
 	}
 	q := url.Values{"since": {strconv.FormatInt(s.next, 10)}, "encoding": {"base64"}, "until": {s.until}}
+	if s.hold {
+		q.Set("lossless", "true")
+	}
 	for {
 		conn, err := s.procs.c.dial(ctx, path, q)
 		if err == nil {

@@ -63,7 +63,7 @@ func run(ctx context.Context, cfg config, log *slog.Logger) error {
 		BaseContext:       func(net.Listener) context.Context { return baseCtx },
 	}
 	served := make(chan error, 1)
-	go func() { served <- server.Serve(listener) }()
+	go func() { served <- server.Serve(guestrpc.ReadAhead(listener)) }()
 	if cfg.PortFile != "" {
 		err = writePort(cfg.PortFile, listener.Addr())
 	}

@@ -32,6 +32,7 @@ type logsInput struct {
 	Since    string `query:"since" doc:"Where to begin: start (the oldest byte kept), now, or a byte offset; empty = start"`
 	Tail     int64  `query:"tail" minimum:"0" doc:"Begin so many bytes before the current end; not together with since"`
 	Follow   bool   `query:"follow" doc:"Go on with what comes, until output_closed; otherwise the answer ends where the log stands now"`
+	Lossless bool   `query:"lossless" doc:"While this client is connected the process waits for it, rather than that output is lost to it"`
 	Stream   string `query:"stream" enum:"stdout,stderr" doc:"Only this one; empty = both, in the order they were read"`
 	Encoding string `query:"encoding" enum:"utf-8,base64" doc:"Of data in Server-Sent Events"`
 	LastID   string `header:"Last-Event-ID" doc:"Where Server-Sent Events go on; wins over since"`
@@ -44,7 +45,7 @@ func (s *server) registerLogs() {
 		about: "As plain bytes, or as Server-Sent Events with `Accept: text/event-stream`: their data is a message of the process stream, their id where to resume.\n\n" +
 			"Plain bytes begin at the offset in `X-Output-Start-Offset`. Output that is no longer kept cannot be shown among them: the trailer `X-Output-Gaps` " +
 			"lists it as `from-to,…`, and `X-Output-End-Offset` (a header, or a trailer if the answer ends with the log) says where to resume. An answer that breaks off is cut " +
-			"without its final chunk. The process never waits for the client.",
+			"without its final chunk. The process does not wait for the client, unless `lossless=true`.",
 		errors: capsuleErrors,
 		sample: `curl -N -H "X-API-Key: $NESTBOX_API_KEY" "$NESTBOX_URL/v1/capsules/$CAPSULE/processes/web/logs?follow=true"`,
 	}, s.logs)
@@ -73,7 +74,7 @@ func (s *server) logs(w http.ResponseWriter, r *http.Request, in *logsInput) err
 	if err != nil {
 		return err
 	}
-	p, reader, err := attach(r.Context(), procs, sel, guest.Attach{Since: since})
+	p, reader, err := attach(r.Context(), procs, sel, guest.Attach{Since: since, Lossless: in.Lossless})
 	if err != nil {
 		return err
 	}

@@ -39,7 +39,8 @@ type execStreamInput struct {
 type processStreamInput struct {
 	ProcessPath
 	StreamOptions
-	Since string `query:"since" doc:"Where to begin: start (the oldest byte kept), now, or a byte offset; empty = start" example:"start"`
+	Since    string `query:"since" doc:"Where to begin: start (the oldest byte kept), now, or a byte offset; empty = start" example:"start"`
+	Lossless bool   `query:"lossless" doc:"While this client is connected the process waits for it, rather than that output is lost to it"`
 }
 
 // execStreamStart is the first message of exec/stream.
@@ -80,7 +81,7 @@ func (s *server) registerStreams() {
 	attachOp := registerRaw(s, s.open, operation{
 		id: "streamProcess", method: http.MethodGet, path: "/v1/capsules/{id}/processes/{selector}/stream", tag: tag,
 		summary: "Follow a process over a WebSocket",
-		about: "Also one that has ended, as long as it is remembered. The client need not send anything. The process never waits for the client: one that is too slow gets a `gap`. " +
+		about: "Also one that has ended, as long as it is remembered. The client need not send anything. The process does not wait for the client, unless `lossless=true`: one that is too slow gets a `gap`. " +
 			"Leaving does nothing to the process.\n\n" + frameDoc,
 		status: http.StatusSwitchingProtocols, errors: upgrade,
 		sample: `websocat -H "X-API-Key: $NESTBOX_API_KEY" "$NESTBOX_WS/v1/capsules/$CAPSULE/processes/web/stream?since=start"`,
@@ -124,7 +125,7 @@ func (s *server) processStream(w http.ResponseWriter, r *http.Request, in *proce
 		k.fail(err)
 		return nil
 	}
-	p, reader, err := attach(k.ctx, procs, sel, guest.Attach{Since: since})
+	p, reader, err := attach(k.ctx, procs, sel, guest.Attach{Since: since, Lossless: in.Lossless})
 	if err != nil {
 		k.fail(err)
 		return nil

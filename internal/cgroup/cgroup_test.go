@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"os/exec"
+	"slices"
 	"testing"
 	"time"
 
@@ -19,12 +20,25 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 const mib = 1 << 20
 
 // parent returns a group of the test's own on this machine's real hierarchies.
+// All below it is gone after the test.
 func parent(t *testing.T) (*cgroup.Mount, string) {
 	t.Helper()
 	m, err := cgroup.Detect()
 	require.NoError(t, err)
 	path := "nestbox-test-" + t.Name()
-	t.Cleanup(func() { require.NoError(t, m.Group(path).Remove(context.Background())) })
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		children, err := m.Group(path).Children()
+		require.NoError(t, err)
+		for _, name := range children {
+			child := m.Group(path + "/" + name)
+			_, err := child.Kill(ctx)
+			require.NoError(t, err)
+			require.NoError(t, child.Remove(ctx))
+		}
+		require.NoError(t, m.Group(path).Remove(ctx))
+	})
 	return m, path
 }
 
@@ -52,8 +66,9 @@ func TestLife(t *testing.T) {
 
 	cmd := start(t, g, "sleep 1000 & sleep 1000 & wait")
 	require.Eventually(t, func() bool {
+		// This process has a thread there for a moment.
 		pids, err := g.Procs()
-		return err == nil && len(pids) == 3
+		return err == nil && len(pids) == 3 && !slices.Contains(pids, os.Getpid())
 	}, time.Minute, time.Millisecond)
 	usage, err := g.Usage()
 	require.NoError(t, err)
@@ -96,11 +111,6 @@ func TestLimits(t *testing.T) {
 	m, path := parent(t)
 	g := m.Group(path + "/small")
 	require.NoError(t, g.Create(cgroup.Limits{MemoryBytes: 32 * mib, Pids: 20}))
-	t.Cleanup(func() {
-		_, err := g.Kill(context.Background())
-		require.NoError(t, err)
-		require.NoError(t, g.Remove(context.Background()))
-	})
 	require.Error(t, start(t, g, "dd if=/dev/zero of=/dev/null bs=100M count=1").Wait())
 	usage, err := g.Usage()
 	require.NoError(t, err)

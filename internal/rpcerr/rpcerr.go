@@ -52,7 +52,8 @@ var fromBare = map[connect.Code]nestbox.Code{
 }
 
 // ToConnect returns err as a handler is to return it. An error that is neither
-// a *nestbox.Error nor a context's becomes CodeInternal without its text. It
+// a *nestbox.Error nor a context's becomes CodeInternal without its text, and so
+// does one with a code that does not exist. It
 // returns nil for nil.
 func ToConnect(err error) error {
 	if err == nil {
@@ -60,15 +61,13 @@ func ToConnect(err error) error {
 	}
 	code, message := nestbox.CodeInternal, "internal error"
 	if e, ok := errors.AsType[*nestbox.Error](err); ok {
-		code, message = e.Code, e.Message
+		if _, known := toConnect[e.Code]; known {
+			code, message = e.Code, e.Message
+		}
 	} else if c := contextCode(err); c != "" {
 		code, message = c, contextMessage(c)
 	}
-	wire, ok := toConnect[code]
-	if !ok {
-		wire = connect.CodeInternal
-	}
-	return connect.NewError(wire, message).
+	return connect.NewError(toConnect[code], message).
 		WithDetail(&connect.ErrorDetail{Type: detailType, Value: []byte(code)}).
 		WithCause(err)
 }

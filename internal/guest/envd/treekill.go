@@ -24,6 +24,10 @@ const (
 	// again after these times; of our own children the reaper tells.
 	minRescan = 2 * time.Millisecond
 	maxRescan = 100 * time.Millisecond
+
+	// maxHunt bounds how often it is looked for members that hide among
+	// processes which come and go.
+	maxHunt = 200
 )
 
 // treeKill is one kill of one tree.
@@ -68,7 +72,7 @@ func (k *treeKill) leader(ctx context.Context) error {
 
 // terminate asks the tree to end, and waits for that for a while.
 func (k *treeKill) terminate(ctx context.Context, sig syscall.Signal, grace time.Duration) error {
-	members, err := k.members()
+	members, _, err := k.members()
 	if err != nil {
 		return err
 	}
@@ -97,12 +101,9 @@ func (k *treeKill) destroy(ctx context.Context) error {
 			return err
 		}
 		if k.waitSeen(limited) == nil {
-			left, err := k.members()
-			if err != nil {
+			gone, err := k.gone(unix.SIGSTOP)
+			if err != nil || gone {
 				return err
-			}
-			if len(left) == 0 {
-				return nil
 			}
 		}
 		if ctx.Err() != nil {
@@ -119,7 +120,7 @@ func (k *treeKill) destroy(ctx context.Context) error {
 func (k *treeKill) freeze(ctx context.Context) ([]procStat, error) {
 	frozen := map[int]uint64{}
 	for {
-		members, err := k.members()
+		members, _, err := k.members()
 		if err != nil {
 			return members, err
 		}
@@ -143,11 +144,58 @@ func (k *treeKill) waitGone(ctx context.Context) error {
 		if err := k.waitSeen(ctx); err != nil {
 			return err
 		}
-		left, err := k.members()
-		if err != nil || len(left) == 0 {
+		gone, err := k.gone(0)
+		if err != nil || gone {
 			return err
 		}
 	}
+}
+
+// gone reports whether no member is left. Members that it finds by hunting get
+// sig, if it is not 0.
+func (k *treeKill) gone(sig syscall.Signal) (bool, error) {
+	left, churn, err := k.members()
+	if err != nil || len(left) > 0 {
+		return false, err
+	}
+	return !churn || !k.hunt(sig), nil
+}
+
+// hunt looks for members among processes that come and go, in which a member
+// can hide from members: it goes on as its own child all the time, and is gone
+// before it was looked at. Each pass therefore looks only at what was not
+// there before, newest first. A pass in which nothing has vanished has seen
+// everybody, because /proc is listed in the order of PIDs. Where there is no
+// such pass, because others come and go too, many passes must do.
+func (k *treeKill) hunt(sig syscall.Signal) bool {
+	strangers := map[int]bool{k.self: true}
+	for range maxHunt {
+		pids, err := listPIDs()
+		if err != nil {
+			return false
+		}
+		churn := false
+		for _, pid := range slices.Backward(pids) {
+			if strangers[pid] || k.table.leads(pid, k.tree) {
+				continue
+			}
+			mark := markOf(pid)
+			s, err := readStat(pid)
+			if err == nil && mark == k.tree.mark {
+				k.seen[s.pid] = s.start
+				if sig != 0 {
+					k.signal(s, sig)
+				}
+				return true
+			}
+			churn = churn || err != nil || s.dead()
+			strangers[pid] = err == nil
+		}
+		if !churn {
+			return false
+		}
+	}
+	return false
 }
 
 // waitSeen waits until all members that were seen are gone.
@@ -199,11 +247,12 @@ func (k *treeKill) lives(stat procStat) bool {
 
 // members returns the living processes of the tree as they are now: the
 // leader; whose parent is a member; who is in the session of a member; who
-// bears the mark; and who was seen as a member before.
-func (k *treeKill) members() ([]procStat, error) {
-	others, err := k.candidates()
+// bears the mark; and who was seen as a member before. With churn, processes
+// have vanished meanwhile that may have been members.
+func (k *treeKill) members() (living []procStat, churn bool, err error) {
+	others, churn, err := k.candidates()
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	var found []procStat
 	member := map[int]bool{}
@@ -236,32 +285,37 @@ func (k *treeKill) members() ([]procStat, error) {
 			return false
 		}
 		strangers[s.pid] = true
-		return k.marked(s)
+		yes, vanished := k.marked(s)
+		churn = churn || vanished
+		return yes
 	})
-	living := slices.DeleteFunc(found, func(s procStat) bool { return !k.lives(s) })
+	living = slices.DeleteFunc(found, func(s procStat) bool { return !k.lives(s) })
 	for _, s := range living {
 		k.seen[s.pid] = s.start
 	}
-	return living, nil
+	return living, churn || len(living) < len(found), nil
 }
 
 // candidates reads all processes that may belong to the tree: not us, and not
 // the leaders of other trees, of which there may be many.
-func (k *treeKill) candidates() ([]procStat, error) {
+func (k *treeKill) candidates() (stats []procStat, churn bool, err error) {
 	pids, err := listPIDs()
 	if err != nil {
-		return nil, nestbox.Errorf(nestbox.CodeGuest, "list processes: %w", err)
+		return nil, false, nestbox.Errorf(nestbox.CodeGuest, "list processes: %w", err)
 	}
-	stats := make([]procStat, 0, len(pids))
+	stats = make([]procStat, 0, len(pids))
 	for _, pid := range pids {
 		if pid == k.self || k.table.leads(pid, k.tree) {
 			continue
 		}
-		if s, err := readStat(pid); err == nil {
-			stats = append(stats, s)
+		s, err := readStat(pid)
+		if err != nil {
+			churn = true
+			continue
 		}
+		stats = append(stats, s)
 	}
-	return stats, nil
+	return stats, churn, nil
 }
 
 // leads reports whether pid is the living leader of another tree than p's.
@@ -285,22 +339,27 @@ func (k *treeKill) known(s procStat) bool {
 // own, and so is its session; afterwards a session of that number is the
 // tree's only if no new process bears the number, and its members no other
 // mark.
-func (k *treeKill) marked(s procStat) bool {
+func (k *treeKill) marked(s procStat) (yes, vanished bool) {
 	if s.dead() {
-		return false // no environment left
+		return false, true // no environment left
 	}
 	leaderAlive := k.table.reaper.alive(k.tree.child)
 	if leaderAlive && s.session == k.tree.pid {
-		return true
+		return true, false
 	}
 	if s.session > 0 && k.table.leads(s.session, k.tree) {
-		return false // a session cannot be joined: this is of another tree
+		return false, false // a session cannot be joined: this is of another tree
 	}
-	mark := markOf(s.pid)
-	if mark == k.tree.mark {
-		return true
+	switch markOf(s.pid) {
+	case k.tree.mark:
+		return true, false
+	case "":
+		if now, err := readStat(s.pid); err != nil || now.dead() {
+			return false, true
+		}
+		return !leaderAlive && s.session == k.tree.pid && !k.table.numberReused(k.tree), false
 	}
-	return mark == "" && !leaderAlive && s.session == k.tree.pid && !k.table.numberReused(k.tree)
+	return false, false
 }
 
 // numberReused reports whether another process bears, or bore, the number of

@@ -69,6 +69,16 @@ func TestFiles(t *testing.T) {
 	}
 }
 
+func TestProcesses(t *testing.T) {
+	t.Parallel()
+	for name, newGuest := range guests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			guesttest.RunProcesses(t, newGuest)
+		})
+	}
+}
+
 func TestDial(t *testing.T) {
 	t.Parallel()
 	for name, newGuest := range guests {

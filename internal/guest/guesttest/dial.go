@@ -122,7 +122,7 @@ func testDialPeerCloses(t *testing.T, g guest.Guest) {
 }
 
 func testDialBulk(t *testing.T, g guest.Guest) {
-	const size = 32 << 20
+	const size = 12 << 20
 	conn := dial(t, g, startEcho(t, g))
 	content := func() io.Reader { return io.LimitReader(rand.NewChaCha8([32]byte{2}), size) }
 	sent := make(chan error, 1)

@@ -124,7 +124,7 @@ func testWriteAndRead(t *testing.T, files guest.Files, dir string) {
 }
 
 func testLargeFile(t *testing.T, files guest.Files, dir string) {
-	const size = 48<<20 + 12345
+	const size = 20<<20 + 12345
 	sum := func(r io.Reader) []byte {
 		h := newHash()
 		n, err := io.Copy(h, r)
@@ -275,7 +275,7 @@ func testReadOther(t *testing.T, files guest.Files, dir string) {
 
 // testReadWhileReplaced requires that a reader keeps the file that it opened.
 func testReadWhileReplaced(t *testing.T, files guest.Files, dir string) {
-	old := strings.Repeat("old ", 8<<20)
+	old := strings.Repeat("old ", 3<<20)
 	put(t, files, dir+"/f", old)
 	r, _, err := files.Read(t.Context(), dir+"/f")
 	require.NoError(t, err)

@@ -80,12 +80,13 @@ func (c *Config) setDefaults() error {
 	if c.UIDBase == 0 {
 		c.UIDBase = firstUID
 	}
-	if c.UIDDir == "" {
-		c.UIDDir = filepath.Join(runBase, "uids")
-	}
 	if c.CallTimeout == 0 {
 		c.CallTimeout = 90 * time.Second
 	}
+	return c.setPaths()
+}
+
+func (c *Config) setPaths() error {
 	if c.StateDir == "" || c.Envd == "" {
 		return nestbox.Errorf(nestbox.CodeInvalid, "StateDir and Envd must be set")
 	}
@@ -95,6 +96,9 @@ func (c *Config) setDefaults() error {
 			return err
 		}
 		*path = abs
+	}
+	if c.UIDDir == "" {
+		c.UIDDir = filepath.Join(runBase, "uids")
 	}
 	if c.RunDir == "" {
 		sum := sha256.Sum256([]byte(c.StateDir))

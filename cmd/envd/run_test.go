@@ -1,0 +1,145 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/nestbox/nestbox"
+	"github.com/nestbox/nestbox/internal/guest"
+	"github.com/nestbox/nestbox/internal/guest/guestrpc"
+	"github.com/nestbox/nestbox/internal/sandbox"
+	"github.com/nestbox/nestbox/internal/testbin"
+)
+
+const patience = 60 * time.Second
+
+// awaitPort returns what is in a port file once there is one.
+func awaitPort(t *testing.T, path string) string {
+	t.Helper()
+	var port string
+	require.Eventually(t, func() bool {
+		content, err := os.ReadFile(path)
+		port = strings.TrimSpace(string(content))
+		return err == nil
+	}, patience, 10*time.Millisecond)
+	require.NotEmpty(t, port, "the file is never seen half written")
+	return port
+}
+
+func newClient(t *testing.T, port, token string) *guestrpc.Client {
+	t.Helper()
+	c := guestrpc.NewClient(guestrpc.ClientConfig{
+		Dial: func(ctx context.Context) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "tcp", "127.0.0.1:"+port)
+		},
+		Header: http.Header{guestrpc.TokenHeader: {token}},
+	})
+	t.Cleanup(c.Close)
+	return c
+}
+
+func TestRun(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancel(t.Context())
+	cfg := config{Listen: "127.0.0.1:0", PortFile: filepath.Join(t.TempDir(), "port"), Token: "right"}
+	done := make(chan error, 1)
+	go func() { done <- run(ctx, cfg, slog.New(slog.DiscardHandler)) }()
+	port := awaitPort(t, cfg.PortFile)
+	c := newClient(t, port, "right")
+	info, err := c.Ping(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, nestbox.Version, info.Version)
+	_, err = newClient(t, port, "wrong").Ping(t.Context())
+	require.Equal(t, nestbox.CodeUnauthenticated, nestbox.CodeOf(err))
+	p, reader, err := c.Processes().Start(t.Context(), nestbox.ProcessSpec{Cmd: "sleep", Args: []string{"1000"}}, &guest.Attach{})
+	require.NoError(t, err)
+	defer reader.Close()
+	cancel()
+	require.NoError(t, <-done)
+	require.ErrorIs(t, syscall.Kill(p.PID, 0), syscall.ESRCH, "what runs ends with envd")
+	_, err = c.Ping(t.Context())
+	require.Equal(t, nestbox.CodeGuest, nestbox.CodeOf(err))
+}
+
+func TestRunFails(t *testing.T) {
+	t.Parallel()
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer taken.Close()
+	log := slog.New(slog.DiscardHandler)
+	require.ErrorIs(t, run(t.Context(), config{Listen: taken.Addr().String(), Token: "t"}, log), syscall.EADDRINUSE)
+	none := filepath.Join(t.TempDir(), "none", "port")
+	require.ErrorIs(t, run(t.Context(), config{Listen: "127.0.0.1:0", PortFile: none, Token: "t"}, log), os.ErrNotExist)
+}
+
+func TestConfig(t *testing.T) { // not parallel: it sets the environment
+	t.Setenv(sandbox.EnvToken, "secret")
+	cfg, err := parseConfig(nil, io.Discard)
+	require.NoError(t, err)
+	require.Equal(t, config{Listen: "0.0.0.0:49983", LogLevel: slog.LevelWarn, Token: "secret"}, cfg)
+	_, there := os.LookupEnv(sandbox.EnvToken)
+	require.False(t, there, "children must not inherit the token")
+	_, err = parseConfig(nil, io.Discard)
+	require.ErrorIs(t, err, errNoToken)
+
+	t.Setenv(sandbox.EnvToken, "secret")
+	cfg, err = parseConfig([]string{"--listen", "127.0.0.1:0", "--port-file", "/p", "--log-level", "debug"}, io.Discard)
+	require.NoError(t, err)
+	require.Equal(t, config{Listen: "127.0.0.1:0", PortFile: "/p", LogLevel: slog.LevelDebug, Token: "secret"}, cfg)
+	for _, args := range [][]string{{"--nope"}, {"argument"}, {"--log-level", "loud"}} {
+		t.Setenv(sandbox.EnvToken, "secret")
+		_, err = parseConfig(args, io.Discard)
+		require.Error(t, err)
+	}
+}
+
+// TestBinary runs envd as it is shipped.
+func TestBinary(t *testing.T) {
+	t.Parallel()
+	binary := testbin.Envd(t)
+
+	noToken := exec.CommandContext(t.Context(), binary, "--listen", "127.0.0.1:0")
+	noToken.Env = []string{}
+	out, err := noToken.CombinedOutput()
+	require.Error(t, err)
+	require.Contains(t, string(out), sandbox.EnvToken)
+
+	portFile := filepath.Join(t.TempDir(), "port")
+	cmd := exec.CommandContext(t.Context(), binary, "--listen", "127.0.0.1:0", "--port-file", portFile)
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), sandbox.EnvToken + "=token"}
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	require.NoError(t, cmd.Start())
+	c := newClient(t, awaitPort(t, portFile), "token")
+	p, reader, err := c.Processes().Start(t.Context(), nestbox.ProcessSpec{Cmd: "sh", Args: []string{"-c", "env; trap"}}, &guest.Attach{})
+	require.NoError(t, err)
+	require.NotEqual(t, cmd.Process.Pid, p.PID)
+	var output []byte
+	for err == nil {
+		var event nestbox.OutputEvent
+		event, err = reader.Next(t.Context())
+		output = append(output, event.Data...)
+	}
+	require.Equal(t, io.EOF, err)
+	require.NotContains(t, string(output), "token")
+	require.NoError(t, cmd.Process.Signal(syscall.SIGHUP), "which it survives")
+	_, err = c.Ping(t.Context())
+	require.NoError(t, err)
+	require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
+	require.NoError(t, cmd.Wait(), "stderr: %s", &stderr)
+	require.Empty(t, stderr.String())
+}

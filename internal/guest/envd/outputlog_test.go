@@ -1,0 +1,409 @@
+package envd
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
+	"pgregory.net/rapid"
+
+	"github.com/nestbox/nestbox"
+	"github.com/nestbox/nestbox/internal/guest"
+)
+
+// logModel is what an outputLog must be like: all bytes that were ever written,
+// with their streams, and for each reader where it is.
+type logModel struct {
+	log     *outputLog
+	budget  *budget
+	bytes   []byte
+	streams []nestbox.Stream
+	exitAt  int // -1 before the exit
+	closed  bool
+	readers []*modelReader
+	settled bool // the last write found no lossless reader
+}
+
+type modelReader struct {
+	*outputReader
+	pos      int
+	lossless bool
+	kept     int // a lossless reader misses nothing from here on
+	gapped   bool
+	exited   bool
+	ended    bool
+}
+
+func smallLimits(dir string) Limits {
+	return Limits{LogMemory: 16 << 10, LogDisk: 24 << 10, TotalMemory: 24 << 10, TotalDisk: 20 << 10, SpillDir: dir}.withDefaults()
+}
+
+// write appends data as a pump does.
+func write(l *outputLog, stream int, data []byte) error {
+	for len(data) > 0 {
+		n, err := l.fill(stream, func(buf []byte) (int, error) { return copy(buf, data), nil })
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return io.ErrShortBuffer
+		}
+		data = data[n:]
+	}
+	return nil
+}
+
+func (m *logModel) Write(t *rapid.T) {
+	if m.closed {
+		t.Skip("closed")
+	}
+	stream := rapid.IntRange(0, 1).Draw(t, "stream")
+	size := rapid.OneOf(rapid.IntRange(1, 20), rapid.IntRange(1, 20_000)).Draw(t, "size")
+	data := make([]byte, size)
+	for i := range data {
+		data[i] = byte(rand.Uint32())
+	}
+	require.NoError(t, write(m.log, stream, data))
+	m.settle()
+	m.bytes = append(m.bytes, data...)
+	for range data {
+		m.streams = append(m.streams, streamNames[stream])
+	}
+}
+
+func (m *logModel) settle() {
+	m.settled = true
+	for _, r := range m.readers {
+		m.settled = m.settled && !r.lossless
+	}
+}
+
+// Interleave writes many tiny pieces, whose index is larger than they are.
+func (m *logModel) Interleave(t *rapid.T) {
+	if m.closed {
+		t.Skip("closed")
+	}
+	for i := range rapid.IntRange(1, 1000).Draw(t, "pieces") {
+		require.NoError(t, write(m.log, i%2, []byte{byte(i)}))
+		m.settle()
+		m.bytes = append(m.bytes, byte(i))
+		m.streams = append(m.streams, streamNames[i%2])
+	}
+}
+
+func (m *logModel) Attach(t *rapid.T) {
+	since := nestbox.Since{}
+	pos := 0
+	switch rapid.IntRange(0, 3).Draw(t, "since") {
+	case 1:
+		since.Now, pos = true, len(m.bytes)
+	case 2:
+		pos = rapid.IntRange(0, len(m.bytes)).Draw(t, "offset")
+		since.Offset = int64(pos)
+	case 3:
+		tail := rapid.IntRange(1, 50_000).Draw(t, "tail")
+		since.Tail = int64(tail)
+		pos = max(int(m.log.start), len(m.bytes)-tail)
+	}
+	lossless := rapid.Bool().Draw(t, "lossless")
+	r, err := m.log.attach(guest.Attach{Since: since, Lossless: lossless})
+	require.NoError(t, err)
+	m.readers = append(m.readers, &modelReader{outputReader: r, pos: pos, lossless: lossless, kept: max(pos, int(m.log.start))})
+}
+
+func (m *logModel) Next(t *rapid.T) {
+	if len(m.readers) == 0 {
+		t.Skip("no reader")
+	}
+	r := rapid.SampledFrom(m.readers).Draw(t, "reader")
+	if !m.mayStep(r) {
+		t.Skip("it would wait")
+	}
+	m.step(t, r)
+}
+
+// mayStep reports whether Next returns without waiting.
+func (m *logModel) mayStep(r *modelReader) bool {
+	return r.ended || r.pos < len(m.bytes) || m.exitAt >= 0 && !r.exited || m.exitAt >= 0 && m.closed
+}
+
+func (m *logModel) step(t require.TestingT, r *modelReader) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	e, err := r.Next(ctx)
+	if r.ended {
+		require.ErrorIs(t, err, io.EOF)
+		return
+	}
+	require.NoError(t, err)
+	require.EqualValues(t, r.pos, e.Offset)
+	end := int(e.End())
+	switch e.Kind {
+	case nestbox.EventData:
+		require.NotEmpty(t, e.Data)
+		require.True(t, bytes.Equal(m.bytes[r.pos:end], e.Data), "bytes at %d", r.pos)
+		for _, s := range m.streams[r.pos:end] {
+			require.Equal(t, s, e.Stream)
+		}
+		require.True(t, r.exited || m.exitAt < 0 || end <= m.exitAt, "data from after the exit before the exit")
+		r.gapped = false
+	case nestbox.EventGap:
+		require.False(t, r.gapped, "two gaps in a row")
+		require.EqualValues(t, m.log.start, e.To)
+		require.True(t, !r.lossless || end <= r.kept, "a lossless reader misses bytes")
+		r.gapped = true
+	case nestbox.EventExit:
+		require.False(t, r.exited)
+		require.GreaterOrEqual(t, r.pos, m.exitAt)
+		r.exited = true
+	case nestbox.EventClosed:
+		require.True(t, r.exited && m.closed)
+		require.Len(t, m.bytes, r.pos)
+		r.ended = true
+	}
+	r.pos = end
+}
+
+func (m *logModel) CloseReader(t *rapid.T) {
+	if len(m.readers) == 0 {
+		t.Skip("no reader")
+	}
+	i := rapid.IntRange(0, len(m.readers)-1).Draw(t, "reader")
+	require.NoError(t, m.readers[i].Close())
+	m.readers = append(m.readers[:i], m.readers[i+1:]...)
+}
+
+func (m *logModel) Shrink(*rapid.T) { m.log.shrink() }
+
+func (m *logModel) Exit(t *rapid.T) {
+	if m.exitAt >= 0 {
+		t.Skip("exited")
+	}
+	m.exitAt = len(m.bytes)
+	m.log.setExit(nestbox.Exit{Code: 1})
+}
+
+func (m *logModel) CloseStreams(t *rapid.T) {
+	if m.closed || rapid.IntRange(0, 3).Draw(t, "rarely") > 0 {
+		t.Skip("not now")
+	}
+	m.closed = true
+	require.False(t, m.log.closeStream())
+	require.True(t, m.log.closeStream())
+}
+
+// Check compares what can be seen at any time.
+func (m *logModel) Check(t *rapid.T) {
+	state, _ := m.log.state()
+	require.EqualValues(t, len(m.bytes), state.End)
+	require.Equal(t, state.End, state.Stdout+state.Stderr)
+	require.Equal(t, m.closed, state.Closed)
+	require.LessOrEqual(t, state.Start, state.End)
+	if m.settled { // what was kept for a lossless reader goes with the next write
+		require.LessOrEqual(t, m.log.memory.Load(), m.log.maxMemory)
+		require.LessOrEqual(t, state.End-state.Start, int64(16+24)<<10)
+	}
+	require.LessOrEqual(t, m.budget.disk.Load(), m.budget.maxDisk)
+}
+
+// finish reads everything to the end, and then nothing may be left.
+func (m *logModel) finish(t require.TestingT) {
+	if m.exitAt < 0 {
+		m.exitAt = len(m.bytes)
+		m.log.setExit(nestbox.Exit{})
+	}
+	if !m.closed {
+		m.closed = true
+		m.log.closeStream()
+		m.log.closeStream()
+	}
+	m.log.forget()
+	for _, r := range m.readers {
+		for !r.ended {
+			m.step(t, r)
+		}
+		require.NoError(t, r.Close())
+	}
+	require.Zero(t, m.budget.memory.Load())
+	require.Zero(t, m.budget.disk.Load())
+	require.Zero(t, m.log.memory.Load())
+}
+
+func TestOutputLogModel(t *testing.T) {
+	t.Parallel()
+	for name, dir := range map[string]string{"with disk": t.TempDir(), "without disk": filepath.Join(t.TempDir(), "missing")} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			rapid.Check(t, func(rt *rapid.T) {
+				limits := smallLimits(dir)
+				m := &logModel{budget: newBudget(limits), exitAt: -1}
+				m.log = newOutputLog(limits, m.budget)
+				rt.Repeat(rapid.StateMachineActions(modelActions{m}))
+				m.finish(rt)
+			})
+		})
+	}
+}
+
+// modelActions hides the methods that are no actions.
+type modelActions struct{ m *logModel }
+
+func (a modelActions) Write(t *rapid.T)        { a.m.Write(t) }
+func (a modelActions) Interleave(t *rapid.T)   { a.m.Interleave(t) }
+func (a modelActions) Attach(t *rapid.T)       { a.m.Attach(t) }
+func (a modelActions) Next(t *rapid.T)         { a.m.Next(t) }
+func (a modelActions) CloseReader(t *rapid.T)  { a.m.CloseReader(t) }
+func (a modelActions) Shrink(t *rapid.T)       { a.m.Shrink(t) }
+func (a modelActions) Exit(t *rapid.T)         { a.m.Exit(t) }
+func (a modelActions) CloseStreams(t *rapid.T) { a.m.CloseStreams(t) }
+func (a modelActions) Check(t *rapid.T)        { a.m.Check(t) }
+
+// TestOutputLogConcurrently has two writers, and readers of every kind that
+// come, stall and go while slabs move to disk and away.
+func TestOutputLogConcurrently(t *testing.T) {
+	t.Parallel()
+	limits := Limits{LogMemory: 64 << 10, LogDisk: 256 << 10, SpillDir: t.TempDir()}.withDefaults()
+	b := newBudget(limits)
+	l := newOutputLog(limits, b)
+	const total = 4 << 20 // of each stream
+	var writers, readers sync.WaitGroup
+	for stream := range 2 {
+		writers.Go(func() {
+			defer l.closeStream()
+			for at := 0; at < total; {
+				if !l.waitRoom() {
+					t.Error("aborted")
+					return
+				}
+				data := countFrom(at, 1+rand.IntN(30_000))
+				data = data[:min(len(data), total-at)]
+				n, _ := l.fill(stream, func(buf []byte) (int, error) { return copy(buf, data), nil })
+				at += n
+			}
+		})
+	}
+	for i := range 8 {
+		readers.Go(func() {
+			if err := readCounting(l, i%2 == 0, i, total); err != nil {
+				t.Errorf("reader %d: %v", i, err)
+			}
+		})
+	}
+	writers.Wait()
+	l.setExit(nestbox.Exit{})
+	readers.Wait()
+	l.forget()
+	require.Zero(t, b.memory.Load())
+	require.Zero(t, b.disk.Load())
+}
+
+// countFrom returns n bytes of a stream that can be checked from any offset.
+func countFrom(at, n int) []byte {
+	data := make([]byte, n)
+	for i := range data {
+		data[i] = byte((at + i) * 7 / 5)
+	}
+	return data
+}
+
+func readCounting(l *outputLog, lossless bool, i, total int) error {
+	r, err := l.attach(guest.Attach{Lossless: lossless})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = r.Close() }()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	at := map[nestbox.Stream]int{}
+	gap := false
+	for {
+		e, err := r.Next(ctx)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		if e.Kind == nestbox.EventGap {
+			gap = true
+			if lossless && e.Offset != 0 {
+				return fmt.Errorf("lossless, but %d to %d are gone", e.Offset, e.To)
+			}
+		}
+		if e.Kind == nestbox.EventData {
+			if !gap && !bytes.Equal(e.Data, countFrom(at[e.Stream], len(e.Data))) {
+				return fmt.Errorf("wrong bytes in %s after %d", e.Stream, at[e.Stream])
+			}
+			at[e.Stream] += len(e.Data)
+		}
+		if i > 2 && rand.IntN(20) == 0 { // a slow reader
+			_ = r.log.shrink()
+		}
+	}
+	if !gap && (at[nestbox.Stdout] != total || at[nestbox.Stderr] != total) {
+		return fmt.Errorf("read %v of %d", at, total)
+	}
+	return nil
+}
+
+// TestOutputLogDiskFull spills to a disk that gets full.
+func TestOutputLogDiskFull(t *testing.T) {
+	t.Parallel()
+	limits := Limits{LogMemory: 64 << 10, LogDisk: 1 << 20, SpillDir: t.TempDir()}.withDefaults()
+	b := newBudget(limits)
+	l := newOutputLog(limits, b)
+	data := countFrom(0, 100_000)
+	require.NoError(t, write(l, stdout, data))
+	require.NotNil(t, l.spill)
+	readOnly, err := unix.Open("/dev/full", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	require.NoError(t, err)
+	require.NoError(t, unix.Dup3(readOnly, int(l.spill.file.Fd()), unix.O_CLOEXEC)) // every write says ENOSPC
+	require.NoError(t, unix.Close(readOnly))
+	for i := range 20 {
+		require.NoError(t, write(l, stdout, countFrom(100_000*(i+1), 100_000)))
+	}
+	state, _ := l.state()
+	require.EqualValues(t, 21*100_000, state.End)
+	require.LessOrEqual(t, l.memory.Load(), limits.LogMemory)
+	r, err := l.attach(guest.Attach{})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, r.Close()) }()
+	e, err := r.Next(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, nestbox.EventGap, e.Kind)
+	for r.pos < state.End {
+		at := int(r.pos)
+		e, err := r.Next(t.Context())
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(countFrom(at, len(e.Data)), e.Data))
+	}
+}
+
+// TestOutputLogSmall: a log that holds little costs little.
+func TestOutputLogSmall(t *testing.T) {
+	t.Parallel()
+	limits := Limits{SpillDir: t.TempDir()}.withDefaults()
+	b := newBudget(limits)
+	l := newOutputLog(limits, b)
+	require.NoError(t, write(l, stdout, []byte("hello\n")))
+	require.EqualValues(t, minSlab, l.memory.Load())
+	l.closeStream()
+	l.closeStream()
+	require.EqualValues(t, len("hello\n"), l.memory.Load())
+	require.Nil(t, l.spill)
+
+	l = newOutputLog(limits, b)
+	require.NoError(t, write(l, stdout, make([]byte, 8<<20)))
+	require.LessOrEqual(t, l.memory.Load(), limits.LogMemory)
+	state, _ := l.state()
+	require.Zero(t, state.Start, "nothing is lost")
+}

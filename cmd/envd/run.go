@@ -75,7 +75,7 @@ func run(ctx context.Context, cfg config, log *slog.Logger) error {
 		case <-ctx.Done():
 		}
 	}
-	killAll(machine, log)
+	killAll(context.WithoutCancel(ctx), machine, log)
 	closeErr := server.Close()
 	if serveErr := <-served; !errors.Is(serveErr, http.ErrServerClosed) {
 		closeErr = errors.Join(closeErr, serveErr)
@@ -140,8 +140,8 @@ func withSignals(ctx context.Context) (context.Context, context.CancelFunc) {
 }
 
 // killAll kills the processes that live, as the end of a capsule does.
-func killAll(machine guest.Guest, log *slog.Logger) {
-	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
+func killAll(ctx context.Context, machine guest.Guest, log *slog.Logger) {
+	ctx, cancel := context.WithTimeout(ctx, stopTimeout)
 	defer cancel()
 	procs, err := machine.Processes().List(ctx, false)
 	if err != nil {

@@ -63,7 +63,8 @@ type Processes interface {
 	// ctx's error as CodeTimeout or CodeCanceled, when ctx does.
 	Wait(ctx context.Context, sel nestbox.Selector) (nestbox.Process, error)
 
-	// Attach returns a reader of the process's output log.
+	// Attach returns a reader of the process's output log. ctx bounds the call,
+	// not the reader: that lives until Close, or until Next fails.
 	Attach(ctx context.Context, sel nestbox.Selector, attach Attach) (OutputReader, error)
 
 	// WriteStdin writes all of data (which may be empty), then closes standard
@@ -114,7 +115,9 @@ const DefaultGrace = 5 * time.Second
 // path. CodeConflict: something of another kind, or of that name, is there.
 // CodeExhausted: the disk is full.
 type Files interface {
-	// Read opens a regular file. CodeInvalid if it is something else.
+	// Read opens a regular file. CodeInvalid if it is something else. The
+	// FileInfo is the opened file's, also behind a symlink. Reading fails once
+	// ctx has ended.
 	Read(ctx context.Context, path string) (io.ReadCloser, nestbox.FileInfo, error)
 
 	// Write replaces path with all of r, making missing parents. The old file

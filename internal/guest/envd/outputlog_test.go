@@ -38,7 +38,6 @@ type modelReader struct {
 	pos      int
 	lossless bool
 	kept     int // a lossless reader misses nothing from here on
-	gapped   bool
 	exited   bool
 	ended    bool
 }
@@ -155,12 +154,9 @@ func (m *logModel) step(t require.TestingT, r *modelReader) {
 			require.Equal(t, s, e.Stream)
 		}
 		require.True(t, r.exited || m.exitAt < 0 || end <= m.exitAt, "data from after the exit before the exit")
-		r.gapped = false
 	case nestbox.EventGap:
-		require.False(t, r.gapped, "two gaps in a row")
 		require.EqualValues(t, m.log.start, e.To)
 		require.True(t, !r.lossless || end <= r.kept, "a lossless reader misses bytes")
-		r.gapped = true
 	case nestbox.EventExit:
 		require.False(t, r.exited)
 		require.GreaterOrEqual(t, r.pos, m.exitAt)

@@ -25,9 +25,13 @@ const (
 	minRescan = 2 * time.Millisecond
 	maxRescan = 100 * time.Millisecond
 
-	// maxHunt bounds how often it is looked for members that hide among
+	// maxLooks bounds how often it is looked for members that hide among
 	// processes which come and go.
-	maxHunt = 200
+	maxLooks = 200
+
+	// forgetStrangers is how long a process that is no member is not looked
+	// at again: less than it can take to use up all PIDs.
+	forgetStrangers = time.Second
 )
 
 // treeKill is one kill of one tree.
@@ -39,12 +43,19 @@ type treeKill struct {
 	// seen are the members that were found so far, by PID with their start
 	// time: what was a member stays one when its parent dies.
 	seen map[int]uint64
+	// strangers are the PIDs of processes that were looked at and are no
+	// members. They cannot become members, so they are not looked at again,
+	// until their numbers might be used again.
+	strangers      map[int]struct{}
+	strangersSince time.Time
+	// freezing stops members as soon as they are found.
+	freezing bool
 }
 
 // killTree ends p's tree and returns when none of it is left. CodeTimeout: it
 // did not die; CodeUnavailable: ctx ended.
 func (t *table) killTree(ctx context.Context, p *process, how guest.Kill) error {
-	k := &treeKill{table: t, tree: p, self: os.Getpid(), own: ownSession(), seen: map[int]uint64{}}
+	k := &treeKill{table: t, tree: p, self: os.Getpid(), own: ownSession(), seen: map[int]uint64{}, strangers: map[int]struct{}{}}
 	if how.Signal != 0 && how.Signal != unix.SIGKILL {
 		grace := how.Grace
 		if grace == 0 {
@@ -101,7 +112,7 @@ func (k *treeKill) destroy(ctx context.Context) error {
 			return err
 		}
 		if k.waitSeen(limited) == nil {
-			gone, err := k.gone(unix.SIGSTOP)
+			gone, err := k.gone()
 			if err != nil || gone {
 				return err
 			}
@@ -118,22 +129,13 @@ func (k *treeKill) destroy(ctx context.Context) error {
 // freeze stops all members of the tree, and looks again until there are no
 // new ones. It returns all that it found, also with an error.
 func (k *treeKill) freeze(ctx context.Context) ([]procStat, error) {
-	frozen := map[int]uint64{}
+	k.freezing = true
+	defer func() { k.freezing = false }()
 	for {
+		before := len(k.seen)
 		members, _, err := k.members()
-		if err != nil {
+		if err != nil || len(k.seen) == before || ctx.Err() != nil {
 			return members, err
-		}
-		fresh := 0
-		for _, m := range members {
-			if frozen[m.pid] != m.start {
-				frozen[m.pid] = m.start
-				fresh++
-				k.signal(m, unix.SIGSTOP)
-			}
-		}
-		if fresh == 0 || ctx.Err() != nil {
-			return members, nil
 		}
 	}
 }
@@ -144,58 +146,29 @@ func (k *treeKill) waitGone(ctx context.Context) error {
 		if err := k.waitSeen(ctx); err != nil {
 			return err
 		}
-		gone, err := k.gone(0)
+		gone, err := k.gone()
 		if err != nil || gone {
 			return err
 		}
 	}
 }
 
-// gone reports whether no member is left. Members that it finds by hunting get
-// sig, if it is not 0.
-func (k *treeKill) gone(sig syscall.Signal) (bool, error) {
-	left, churn, err := k.members()
-	if err != nil || len(left) > 0 {
-		return false, err
-	}
-	return !churn || !k.hunt(sig), nil
-}
-
-// hunt looks for members among processes that come and go, in which a member
-// can hide from members: it goes on as its own child all the time, and is gone
-// before it was looked at. Each pass therefore looks only at what was not
-// there before, newest first. A pass in which nothing has vanished has seen
-// everybody, because /proc is listed in the order of PIDs. Where there is no
-// such pass, because others come and go too, many passes must do.
-func (k *treeKill) hunt(sig syscall.Signal) bool {
-	strangers := map[int]bool{k.self: true}
-	for range maxHunt {
-		pids, err := listPIDs()
-		if err != nil {
-			return false
-		}
-		churn := false
-		for _, pid := range slices.Backward(pids) {
-			if strangers[pid] || k.table.leads(pid, k.tree) {
-				continue
-			}
-			mark := markOf(pid)
-			s, err := readStat(pid)
-			if err == nil && mark == k.tree.mark {
-				k.seen[s.pid] = s.start
-				if sig != 0 {
-					k.signal(s, sig)
-				}
-				return true
-			}
-			churn = churn || err != nil || s.dead()
-			strangers[pid] = err == nil
+// gone reports whether no member is left. A member can hide from one look: it
+// goes on as its own child all the time, and is gone before it was looked at.
+// A look during which nothing has vanished has seen everybody, because /proc
+// lists processes in the order of their PIDs. Where there is no such look,
+// because others come and go too, many looks must do.
+func (k *treeKill) gone() (bool, error) {
+	for range maxLooks {
+		left, churn, err := k.members()
+		if err != nil || len(left) > 0 {
+			return false, err
 		}
 		if !churn {
-			return false
+			break
 		}
 	}
-	return false
+	return true, nil
 }
 
 // waitSeen waits until all members that were seen are gone.
@@ -254,17 +227,26 @@ func (k *treeKill) members() (living []procStat, churn bool, err error) {
 	if err != nil {
 		return nil, false, err
 	}
-	var found []procStat
 	member := map[int]bool{}
 	sessions := map[int]bool{}
 	add := func(s procStat) {
-		found = append(found, s)
 		member[s.pid] = true
+		delete(k.strangers, s.pid)
 		if s.session != k.own && s.session > 0 {
 			sessions[s.session] = true
 		}
+		if !k.lives(s) {
+			churn = true
+			return
+		}
+		if k.freezing && k.seen[s.pid] != s.start {
+			k.signal(s, unix.SIGSTOP)
+		}
+		k.seen[s.pid] = s.start
+		living = append(living, s)
 	}
-	// closeOver adds everybody who belongs to a member, until nobody is left who does.
+	// closeOver adds everybody who belongs, or belongs to a member, until
+	// nobody is left who does.
 	closeOver := func(belongs func(procStat) bool) {
 		for more := true; more; {
 			more = false
@@ -279,33 +261,37 @@ func (k *treeKill) members() (living []procStat, churn bool, err error) {
 		}
 	}
 	closeOver(k.known)
-	strangers := map[int]bool{} // whose environment was read already
 	closeOver(func(s procStat) bool {
-		if strangers[s.pid] {
+		if _, ok := k.strangers[s.pid]; ok {
 			return false
 		}
-		strangers[s.pid] = true
 		yes, vanished := k.marked(s)
 		churn = churn || vanished
+		if !yes {
+			k.strangers[s.pid] = struct{}{}
+		}
 		return yes
 	})
-	living = slices.DeleteFunc(found, func(s procStat) bool { return !k.lives(s) })
-	for _, s := range living {
-		k.seen[s.pid] = s.start
+	for _, s := range others {
+		k.strangers[s.pid] = struct{}{}
 	}
-	return living, churn || len(living) < len(found), nil
+	return living, churn, nil
 }
 
-// candidates reads all processes that may belong to the tree: not us, and not
-// the leaders of other trees, of which there may be many.
+// candidates reads the processes that may belong to the tree, the newest
+// first: not us, nobody who was found a stranger, and not the leaders of other
+// trees, of which there may be many.
 func (k *treeKill) candidates() (stats []procStat, churn bool, err error) {
+	if now := time.Now(); now.Sub(k.strangersSince) > forgetStrangers {
+		clear(k.strangers)
+		k.strangersSince = now
+	}
 	pids, err := listPIDs()
 	if err != nil {
 		return nil, false, nestbox.Errorf(nestbox.CodeGuest, "list processes: %w", err)
 	}
-	stats = make([]procStat, 0, len(pids))
-	for _, pid := range pids {
-		if pid == k.self || k.table.leads(pid, k.tree) {
+	for _, pid := range slices.Backward(pids) {
+		if _, ok := k.strangers[pid]; ok || pid == k.self || k.table.leads(pid, k.tree) {
 			continue
 		}
 		s, err := readStat(pid)

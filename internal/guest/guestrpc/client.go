@@ -75,9 +75,18 @@ func NewClient(cfg ClientConfig) *Client {
 		Transport:     c.transport,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
-	c.calls = connect.NewClient(connecthttp.NewTransport(httpClient, baseURL, options()...), sendHeader(cfg.Header))
+	opts := append(options(), connecthttp.WithConditionalOptions(longLists))
+	c.calls = connect.NewClient(connecthttp.NewTransport(httpClient, baseURL, opts...), sendHeader(cfg.Header))
 	c.rpc = guestv1connect.NewGuestServiceClient(c.calls)
 	return c
+}
+
+// longLists lets lists of processes be longer than other messages.
+func longLists(spec connect.Spec) []connecthttp.Option {
+	if spec.Procedure == guestv1connect.GuestServiceListProcedure {
+		return []connecthttp.Option{connecthttp.WithReadMaxBytes(maxList)}
+	}
+	return nil
 }
 
 // sendHeader adds header to every call.

@@ -43,7 +43,7 @@ func (c codec) UnmarshalRead(ctx context.Context, src io.Reader, msg any) error 
 }
 
 // receive receives the next message of stream.
-func (f *frame) receive(stream connect.ClientStream) error {
+func (f *frame) receive(stream interface{ Receive(any) error }) error {
 	f.buf = f.buf[:0] // an empty message does not come by the codec
 	return stream.Receive(f)
 }
@@ -101,6 +101,7 @@ const (
 	outputDataOffset     = 2
 	outputDataData       = 3
 	readFileResponseData = 2
+	writeFileRequestData = 2
 )
 
 // decodeEvent reads an OutputEvent message. It returns false for an event that

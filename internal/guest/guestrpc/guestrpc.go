@@ -28,9 +28,13 @@ const (
 	// client takes the connection to be lost.
 	silentFor = 3 * aliveEvery
 
-	// maxMessage bounds one message, both ways: the largest are WriteStdin with
-	// nestbox.MaxStdin bytes, and lists of processes.
+	// maxMessage bounds one message, both ways, but for maxList: the largest is
+	// WriteStdin with nestbox.MaxStdin bytes.
 	maxMessage = 8 << 20
+
+	// maxList bounds a list of processes, each of which may have a megabyte of
+	// arguments.
+	maxList = 64 << 20
 
 	// fileChunk is how much of a file travels in one message.
 	fileChunk = 512 << 10

@@ -31,7 +31,7 @@ func NewHandler(lookup Lookup) http.Handler {
 }
 
 func newHandler(lookup Lookup, alive time.Duration) http.Handler {
-	server := connect.NewServer()
+	server := connect.NewServer(reuseUploads)
 	guestv1connect.RegisterGuestServiceHandler(server, handler{alive: alive})
 	mux := http.NewServeMux()
 	connecthttp.Mount(mux, server, options()...)

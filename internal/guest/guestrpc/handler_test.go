@@ -307,3 +307,15 @@ func TestStdin(t *testing.T) {
 	require.NoError(t, c.Processes().Signal(t.Context(), nestbox.Selector{PID: 9}, syscall.SIGUSR1))
 	require.Equal(t, call{nestbox.Selector{PID: 9}, int(syscall.SIGUSR1), false}, got)
 }
+
+// TestLongList lists processes that have as many arguments as they can.
+func TestLongList(t *testing.T) {
+	t.Parallel()
+	procs := make([]nestbox.Process, 40)
+	for i := range procs {
+		procs[i] = nestbox.Process{PID: i + 1, Args: []string{strings.Repeat("a", 1<<20)}, Exit: &nestbox.Exit{Reason: nestbox.ReasonExited}}
+	}
+	got, err := serve(t, &scripted{procs: procs}).client(t).Processes().List(t.Context(), true)
+	require.NoError(t, err)
+	require.Equal(t, procs, got)
+}

@@ -5,6 +5,9 @@ import (
 	"errors"
 	"io"
 
+	"connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+
 	"github.com/nestbox/nestbox"
 	guestv1 "github.com/nestbox/nestbox/gen/nestbox/guest/v1"
 	"github.com/nestbox/nestbox/gen/nestbox/guest/v1/guestv1connect"
@@ -60,6 +63,42 @@ func (handler) WriteFile(ctx context.Context, stream guestv1connect.GuestService
 		return nil, rpcerr.ToConnect(err)
 	}
 	return &guestv1.WriteFileResponse{Info: fileToWire(info)}, nil
+}
+
+// reuseUploads is an interceptor that receives uploads into one frame each: the
+// data of a message is valid until the next one is received.
+func reuseUploads(next connect.ServerFunc) connect.ServerFunc {
+	return func(ctx context.Context, spec connect.Spec, stream connect.ServerStream) error {
+		if spec.Procedure == guestv1connect.GuestServiceWriteFileProcedure {
+			stream = &uploadStream{ServerStream: stream}
+		}
+		return next(ctx, spec, stream)
+	}
+}
+
+type uploadStream struct {
+	connect.ServerStream
+	frame frame
+}
+
+// Receive implements connect.ServerStream.
+func (u *uploadStream) Receive(msg any) error {
+	message, ok := msg.(*guestv1.WriteFileRequest)
+	if !ok {
+		return u.ServerStream.Receive(msg)
+	}
+	if err := u.frame.receive(u.ServerStream); err != nil {
+		return err
+	}
+	data, isData, err := u.frame.bytes(writeFileRequestData)
+	switch {
+	case err != nil:
+		return err
+	case isData:
+		message.Message = &guestv1.WriteFileRequest_Data{Data: data}
+		return nil
+	}
+	return proto.Unmarshal(u.frame.buf, message)
 }
 
 // uploadReader reads the content of an upload. Only the message that says so

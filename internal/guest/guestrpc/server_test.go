@@ -84,6 +84,7 @@ type scripted struct {
 	dialTo func(context.Context, uint16) (net.Conn, error)
 	start  func(context.Context, nestbox.ProcessSpec, *guest.Attach) (nestbox.Process, guest.OutputReader, error)
 	attach func(context.Context, nestbox.Selector, guest.Attach) (guest.OutputReader, error)
+	procs  []nestbox.Process
 	wait   func(context.Context, nestbox.Selector) (nestbox.Process, error)
 	stdin  func(context.Context, nestbox.Selector, []byte, bool) error
 	signal func(context.Context, nestbox.Selector, syscall.Signal) error
@@ -109,7 +110,7 @@ func (p scriptedProcesses) Start(ctx context.Context, spec nestbox.ProcessSpec, 
 }
 
 func (p scriptedProcesses) List(context.Context, bool) ([]nestbox.Process, error) {
-	return nil, nestbox.Errorf(nestbox.CodeUnsupported, "not scripted")
+	return p.s.procs, nil
 }
 
 func (p scriptedProcesses) Get(context.Context, nestbox.Selector) (nestbox.Process, error) {

@@ -66,6 +66,7 @@ func (d *Driver) flags(spec sandbox.Spec) []string {
 		fmt.Sprintf("--overlay2=root:dir=%s,size=%dm", d.layers(), spec.Resources.DiskMB),
 		"--ignore-cgroups", // it is put into one that we made
 		"--host-settings=ignore",
+		"--in-sandbox-cgroup=v2", // by which envd knows its process trees
 		"--allow-live-tcp-migration=false",
 		// An open descriptor of this process, not a name: nothing to clean up.
 		fmt.Sprintf("--gofer-network-namespace=/proc/%d/fd/%d", os.Getpid(), d.empty.Fd()),

@@ -2549,8 +2549,8 @@ func (x *OutputEvent_Closed) GetOffset() int64 {
 	return 0
 }
 
-// Alive is sent on a quiet stream to a caller that asked for it, so that a
-// half-open connection is found out. It carries nothing.
+// Alive is sent on a quiet stream, so that a half-open connection is found
+// out. It carries nothing.
 type OutputEvent_Alive struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields

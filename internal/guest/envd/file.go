@@ -18,11 +18,14 @@ import (
 //
 // Names that are not UTF-8 are shown with U+FFFD in the place of what is
 // wrong, and so cannot be asked for: the API's paths are UTF-8.
-type files struct{ owners owners }
+type files struct {
+	accounts *accounts
+	owners   owners
+}
 
 var _ guest.Files = (*files)(nil)
 
-func newFiles() guest.Files { return &files{} }
+func newFiles() guest.Files { return &files{accounts: newAccounts("/etc")} }
 
 // Read implements guest.Files. The FileInfo is that of the opened file, also
 // behind a symlink. Reading fails once ctx has ended.

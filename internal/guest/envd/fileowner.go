@@ -6,8 +6,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-
-	"github.com/nestbox/nestbox"
 )
 
 // owners knows the names of users and groups. It reads /etc/passwd and
@@ -73,32 +71,4 @@ func (f *nameFile) read(path string) map[uint32]string {
 	}
 	f.names, f.mtime, f.size = names, st.ModTime(), st.Size()
 	return names
-}
-
-// lookupOwner returns the ids of a user that is given by name or number. A
-// number without a name is its own group. CodeInvalid: no such user.
-func lookupOwner(user string) (*owner, error) {
-	content, err := os.ReadFile("/etc/passwd")
-	if err != nil && !os.IsNotExist(err) {
-		return nil, nestbox.Errorf(nestbox.CodeGuest, "cannot read the list of users: %w", err)
-	}
-	number, numberErr := strconv.ParseUint(user, 10, 31)
-	for line := range strings.Lines(string(content)) {
-		fields := strings.SplitN(line, ":", 5)
-		if len(fields) < 4 {
-			continue
-		}
-		uid, uidErr := strconv.ParseUint(fields[2], 10, 31)
-		gid, gidErr := strconv.ParseUint(fields[3], 10, 31)
-		if uidErr != nil || gidErr != nil {
-			continue
-		}
-		if fields[0] == user || numberErr == nil && uid == number {
-			return &owner{int(uid), int(gid)}, nil
-		}
-	}
-	if numberErr == nil {
-		return &owner{int(number), int(number)}, nil
-	}
-	return nil, nestbox.Errorf(nestbox.CodeInvalid, "no such user: %.80q", user)
 }

@@ -32,7 +32,7 @@ func (f *files) Write(ctx context.Context, path string, r io.Reader, opts guest.
 	if err != nil {
 		return nestbox.FileInfo{}, writeError(path, err)
 	}
-	attr, err := attributesOf(target, opts)
+	attr, err := f.attributes(target, opts)
 	if err != nil {
 		return nestbox.FileInfo{}, writeError(path, err)
 	}
@@ -80,8 +80,8 @@ type attributes struct {
 	mode  uint32
 }
 
-// attributesOf returns those of an existing file, or what opts ask for.
-func attributesOf(path string, opts guest.WriteOptions) (attributes, error) {
+// attributes returns those of an existing file, or what opts ask for.
+func (f *files) attributes(path string, opts guest.WriteOptions) (attributes, error) {
 	st, err := os.Lstat(path)
 	if err == nil {
 		sys, ok := st.Sys().(*syscall.Stat_t)
@@ -100,7 +100,8 @@ func attributesOf(path string, opts guest.WriteOptions) (attributes, error) {
 	if opts.User == "" {
 		return attr, nil
 	}
-	attr.owner, err = lookupOwner(opts.User)
+	user, err := f.accounts.find(opts.User)
+	attr.owner = &owner{int(user.uid), int(user.gid)}
 	return attr, err
 }
 

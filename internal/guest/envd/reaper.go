@@ -195,13 +195,18 @@ func (r *reaper) isOrphan(pid int) bool {
 	return err == nil && stat.session != ownSession()
 }
 
-// reapOrphan reaps a dead process that is known to be an orphan of ours.
-func (r *reaper) reapOrphan(pid int) {
+// reapOrphan reaps a dead child that was seen and is known to be an orphan, or
+// a leader, which the reaper will see to. It reports whether that is settled.
+func (r *reaper) reapOrphan(seen procStat) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.children[pid] == nil && len(r.forks) == 0 && peek(unix.P_PID, pid) != 0 {
-		r.reap(pid)
+	if r.children[seen.pid] != nil {
+		return true
 	}
+	if now, err := readStat(seen.pid); err != nil || now.start != seen.start {
+		return true // it was reaped
+	}
+	return r.reap(seen.pid)
 }
 
 // alive reports whether c was not reaped yet.

@@ -205,17 +205,11 @@ func (k *treeKill) anySeen() bool {
 	return false
 }
 
-// lives reports whether a member is more than a zombie. It reaps orphans, so
-// that none is left when Kill answers; the zombie of another parent goes with
-// that parent.
-func (k *treeKill) lives(stat procStat) bool {
-	if !stat.dead() {
-		return true
-	}
-	if stat.ppid == k.self {
-		k.table.reaper.reapOrphan(stat.pid)
-	}
-	return false
+// lives reports whether a member is still there. It reaps orphans itself, so
+// that no zombie is left when Kill answers. The zombie of a parent that lives
+// counts too: the parent is a member, and with its end the zombie comes to us.
+func (k *treeKill) lives(s procStat) bool {
+	return !s.dead() || s.ppid != k.self || !k.table.reaper.reapOrphan(s)
 }
 
 // members returns the living processes of the tree as they are now: the

@@ -232,8 +232,10 @@ type zeros struct{}
 func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
 func testWriteOwner(t *testing.T, files guest.Files, dir string) {
-	_, err := files.Write(t.Context(), dir+"/f", strings.NewReader("x"), guest.WriteOptions{User: "no-such-user-here"})
-	requireCode(t, err, nestbox.CodeInvalid)
+	for _, user := range []string{"no-such-user-here", "1234567890"} {
+		_, err := files.Write(t.Context(), dir+"/a/f", strings.NewReader("x"), guest.WriteOptions{User: user})
+		requireCode(t, err, nestbox.CodeInvalid)
+	}
 	requireOnly(t, files, dir)
 
 	me, err := files.Stat(t.Context(), dir)
@@ -244,16 +246,16 @@ func testWriteOwner(t *testing.T, files guest.Files, dir string) {
 	if me.Owner != "root" {
 		return // only root may give files away
 	}
-	info, err = files.Write(t.Context(), dir+"/b/c/f", strings.NewReader("x"), guest.WriteOptions{User: "12345"})
+	const other = "nobody" // whom every system has
+	info, err = files.Write(t.Context(), dir+"/b/c/f", strings.NewReader("x"), guest.WriteOptions{User: other})
 	require.NoError(t, err)
-	require.Equal(t, "12345", info.Owner)
-	require.Equal(t, "12345", info.Group)
+	require.Equal(t, other, info.Owner)
 	parent, err := files.Stat(t.Context(), dir+"/b")
 	require.NoError(t, err)
-	require.Equal(t, "12345", parent.Owner, "parents that are made have the owner too")
+	require.Equal(t, other, parent.Owner, "parents that are made have the owner too")
 	info, err = files.Write(t.Context(), dir+"/b/c/f", strings.NewReader("new"), guest.WriteOptions{User: "root"})
 	require.NoError(t, err)
-	require.Equal(t, "12345", info.Owner, "an existing file keeps its owner")
+	require.Equal(t, other, info.Owner, "an existing file keeps its owner")
 }
 
 func testReadOther(t *testing.T, files guest.Files, dir string) {

@@ -1,0 +1,94 @@
+package envd
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// treeGroups makes a control group (cgroups(7), version 2) for each process
+// tree. A tree cannot leave its group by forking, whatever it does to its
+// session, its parents and its environment, so that it is found and killed
+// whole. Where there is no cgroup v2 that we may write to, trees are found by
+// those three alone.
+type treeGroups struct{ root string } // "" = there are none
+
+// newTreeGroups uses the hierarchy that is mounted at dir, if it is one and is
+// ours to use.
+func newTreeGroups(dir string) treeGroups {
+	var mounted unix.Statfs_t
+	if unix.Statfs(dir, &mounted) != nil || mounted.Type != unix.CGROUP2_SUPER_MAGIC {
+		return treeGroups{}
+	}
+	root := filepath.Join(dir, "nestbox")
+	if err := os.Mkdir(root, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return treeGroups{}
+	}
+	if _, err := os.Stat(filepath.Join(root, "cgroup.kill")); err != nil {
+		return treeGroups{} // Linux before 5.14
+	}
+	return treeGroups{root: root}
+}
+
+// create makes the group of a tree that is about to start. It returns nil,
+// which is a group that knows nothing, if there can be none.
+func (g treeGroups) create(mark string) *treeGroup {
+	if g.root == "" {
+		return nil
+	}
+	dir := filepath.Join(g.root, mark)
+	if os.Mkdir(dir, 0o755) != nil {
+		return nil
+	}
+	return &treeGroup{dir: dir}
+}
+
+// treeGroup is the control group of one tree. A nil one holds nobody.
+type treeGroup struct {
+	dir     string
+	removed atomic.Bool
+}
+
+// open returns a descriptor for starting a process in the group.
+func (g *treeGroup) open() (*os.File, error) {
+	return os.OpenFile(g.dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+}
+
+// pids returns the living members.
+func (g *treeGroup) pids() map[int]struct{} {
+	if g == nil || g.removed.Load() {
+		return nil
+	}
+	data, err := os.ReadFile(filepath.Join(g.dir, "cgroup.procs"))
+	if err != nil {
+		return nil
+	}
+	pids := map[int]struct{}{}
+	for field := range strings.FieldsSeq(string(data)) {
+		if pid, err := strconv.Atoi(field); err == nil && pid > 0 {
+			pids[pid] = struct{}{}
+		}
+	}
+	return pids
+}
+
+// kill sends SIGKILL to all members at once, so that none can fork away.
+func (g *treeGroup) kill() {
+	if g != nil && !g.removed.Load() {
+		_ = os.WriteFile(filepath.Join(g.dir, "cgroup.kill"), []byte("1"), 0)
+	}
+}
+
+// remove removes the group if nobody is left in it; if somebody is, it stays,
+// to be removed another time.
+func (g *treeGroup) remove() {
+	if g != nil && !g.removed.Load() && unix.Rmdir(g.dir) == nil {
+		g.removed.Store(true)
+	}
+}

@@ -222,7 +222,7 @@ func output(t *testing.T, g guest.Processes, script string) string {
 // scratch makes a directory in the guest.
 func scratch(t *testing.T, g guest.Processes) string {
 	t.Helper()
-	dir := output(t, g, "mktemp -d /tmp/nestbox-guesttest-XXXXXXXX && chmod 755 /tmp/nestbox-guesttest-*")
+	dir := output(t, g, "dir=$(mktemp -d /tmp/nestbox-guesttest-XXXXXXXX) && chmod 755 $dir && echo $dir")
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()

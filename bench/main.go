@@ -14,6 +14,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"text/tabwriter"
 	"time"
@@ -37,6 +38,7 @@ type bench struct {
 	probe   string // path of the program that measures inside a capsule
 	dir     string
 	rounds  int
+	only    string // part of the names of the measurements to take; all if empty
 	server  *server
 	client  *client.Client
 	rows    []row
@@ -57,6 +59,7 @@ func run(ctx context.Context, args []string) (err error) {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.StringVar(&b.nestbox, "nestbox", "bin/nestbox", "the nestbox binary")
 	flags.StringVar(&b.probe, "probe", "bin/probe", "the program that measures inside a capsule")
+	flags.StringVar(&b.only, "only", "", "take only the measurements whose name contains this")
 	flags.IntVar(&b.rounds, "rounds", 20, "rounds of each measurement")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -88,6 +91,9 @@ func run(ctx context.Context, args []string) (err error) {
 		{"1,000 readers", (*bench).readers},
 		{"1,000 processes", (*bench).processes},
 	} {
+		if !strings.Contains(m.name, b.only) {
+			continue
+		}
 		fmt.Fprintf(os.Stderr, "measuring: %s\n", m.name)
 		if err := m.measure(b, ctx); err != nil {
 			return errors.Join(b.report(), fmt.Errorf("%s: %w", m.name, err))

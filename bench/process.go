@@ -49,14 +49,18 @@ func (b *bench) starts(ctx context.Context) error {
 				return err
 			}
 			exec = append(exec, t)
-			t, err = timed(func() error {
-				_, err := c.Processes.Start(ctx, nestbox.ProcessSpec{Cmd: "/bin/true"})
+			var p nestbox.Process
+			t, err = timed(func() (err error) {
+				p, err = c.Processes.Start(ctx, nestbox.ProcessSpec{Cmd: "/bin/true"})
 				return err
 			})
 			if err != nil {
 				return err
 			}
 			start = append(start, t)
+			if _, err := c.Processes.Wait(ctx, strconv.Itoa(p.PID)); err != nil {
+				return err // the next round begins when this process is gone
+			}
 		}
 	}
 	for _, m := range []struct {

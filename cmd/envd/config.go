@@ -16,6 +16,7 @@ import (
 type config struct {
 	Listen   string     // TCP address; port 0 = any
 	PortFile string     // file to write the port to once envd listens; "" = none
+	Cgroups  string     // mount point of cgroup v2, if there is one
 	LogLevel slog.Level // of what goes to standard error
 	Token    string     // required of every request; from the environment only
 }
@@ -28,12 +29,14 @@ var errNoToken = errors.New("refusing to start without a token in " + sandbox.En
 func parseConfig(args []string, output io.Writer) (config, error) {
 	cfg := config{
 		Listen:   net.JoinHostPort("0.0.0.0", strconv.Itoa(sandbox.EnvdPort)),
+		Cgroups:  "/sys/fs/cgroup",
 		LogLevel: slog.LevelWarn,
 	}
 	flags := flag.NewFlagSet("envd", flag.ContinueOnError)
 	flags.SetOutput(output)
 	flags.StringVar(&cfg.Listen, "listen", cfg.Listen, "TCP `address` to listen on")
 	flags.StringVar(&cfg.PortFile, "port-file", cfg.PortFile, "`file` to write the port to once envd listens")
+	flags.StringVar(&cfg.Cgroups, "cgroups", cfg.Cgroups, "`directory` of a cgroup v2 in which to make a group for each process tree, if it is one")
 	flags.TextVar(&cfg.LogLevel, "log-level", cfg.LogLevel, "log `level`: debug, info, warn or error")
 	if err := flags.Parse(args); err != nil {
 		return config{}, err

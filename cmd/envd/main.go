@@ -28,6 +28,7 @@ func start(args []string) error {
 	if err != nil {
 		return err
 	}
+	prepareSelf()
 	log := slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: cfg.LogLevel}))
 	ctx, stop := withSignals(context.Background())
 	defer stop()

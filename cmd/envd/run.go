@@ -9,13 +9,10 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime/debug"
 	"strconv"
 	"sync"
 	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/nestbox/nestbox"
 	"github.com/nestbox/nestbox/internal/guest"
@@ -40,8 +37,7 @@ const (
 
 // run serves until ctx ends, or forever.
 func run(ctx context.Context, cfg config, log *slog.Logger) error {
-	limitMemory()
-	machine, err := envd.New(envd.Config{Version: nestbox.Version, Log: log})
+	machine, err := envd.New(envd.Config{Version: nestbox.Version, Log: log, Cgroups: cfg.Cgroups})
 	if err != nil {
 		return err
 	}
@@ -81,19 +77,6 @@ func run(ctx context.Context, cfg config, log *slog.Logger) error {
 		closeErr = errors.Join(closeErr, serveErr)
 	}
 	return errors.Join(err, closeErr)
-}
-
-// limitMemory keeps the heap small: capsules are many on a host, and what envd
-// takes is missing inside. GOMEMLIMIT and GOGC win.
-func limitMemory() {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(50)
-	}
-	var info unix.Sysinfo_t
-	if os.Getenv("GOMEMLIMIT") == "" && unix.Sysinfo(&info) == nil {
-		const most = 192 << 20
-		debug.SetMemoryLimit(min(most, int64(info.Totalram)*int64(info.Unit)/4))
-	}
 }
 
 // writePort writes the number of the port that envd listens on. Whoever waits

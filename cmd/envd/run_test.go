@@ -10,6 +10,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -90,16 +92,16 @@ func TestConfig(t *testing.T) { // not parallel: it sets the environment
 	t.Setenv(sandbox.EnvToken, "secret")
 	cfg, err := parseConfig(nil, io.Discard)
 	require.NoError(t, err)
-	require.Equal(t, config{Listen: "0.0.0.0:49983", LogLevel: slog.LevelWarn, Token: "secret"}, cfg)
+	require.Equal(t, config{Listen: "0.0.0.0:49983", Cgroups: "/sys/fs/cgroup", LogLevel: slog.LevelWarn, Token: "secret"}, cfg)
 	_, there := os.LookupEnv(sandbox.EnvToken)
 	require.False(t, there, "children must not inherit the token")
 	_, err = parseConfig(nil, io.Discard)
 	require.ErrorIs(t, err, errNoToken)
 
 	t.Setenv(sandbox.EnvToken, "secret")
-	cfg, err = parseConfig([]string{"--listen", "127.0.0.1:0", "--port-file", "/p", "--log-level", "debug"}, io.Discard)
+	cfg, err = parseConfig([]string{"--listen", "127.0.0.1:0", "--port-file", "/p", "--cgroups", "/c", "--log-level", "debug"}, io.Discard)
 	require.NoError(t, err)
-	require.Equal(t, config{Listen: "127.0.0.1:0", PortFile: "/p", LogLevel: slog.LevelDebug, Token: "secret"}, cfg)
+	require.Equal(t, config{Listen: "127.0.0.1:0", PortFile: "/p", Cgroups: "/c", LogLevel: slog.LevelDebug, Token: "secret"}, cfg)
 	for _, args := range [][]string{{"--nope"}, {"argument"}, {"--log-level", "loud"}} {
 		t.Setenv(sandbox.EnvToken, "secret")
 		_, err = parseConfig(args, io.Discard)
@@ -125,7 +127,7 @@ func TestBinary(t *testing.T) {
 	cmd.Stderr = &stderr
 	require.NoError(t, cmd.Start())
 	c := newClient(t, awaitPort(t, portFile), "token")
-	p, reader, err := c.Processes().Start(t.Context(), nestbox.ProcessSpec{Cmd: "sh", Args: []string{"-c", "env; trap"}}, &guest.Attach{})
+	p, reader, err := c.Processes().Start(t.Context(), nestbox.ProcessSpec{Cmd: "sh", Args: []string{"-c", "env; grep ^Cap /proc/self/status"}}, &guest.Attach{})
 	require.NoError(t, err)
 	require.NotEqual(t, cmd.Process.Pid, p.PID)
 	var output []byte
@@ -136,10 +138,26 @@ func TestBinary(t *testing.T) {
 	}
 	require.Equal(t, io.EOF, err)
 	require.NotContains(t, string(output), "token")
+	requireWithheld(t, string(output))
 	require.NoError(t, cmd.Process.Signal(syscall.SIGHUP), "which it survives")
 	_, err = c.Ping(t.Context())
 	require.NoError(t, err)
 	require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
 	require.NoError(t, cmd.Wait(), "stderr: %s", &stderr)
 	require.Empty(t, stderr.String())
+}
+
+// requireWithheld requires that what would exempt a fork bomb from its limit is
+// not passed on, also to root.
+func requireWithheld(t *testing.T, output string) {
+	t.Helper()
+	lines := regexp.MustCompile(`(?m)^Cap(\w+):\s+([0-9a-f]+)$`).FindAllStringSubmatch(output, -1)
+	require.Len(t, lines, 5)
+	for _, line := range lines {
+		set, err := strconv.ParseUint(line[2], 16, 64)
+		require.NoError(t, err)
+		for _, c := range withheld {
+			require.Zero(t, set>>c&1, "capability %d in %s", c, line[1])
+		}
+	}
 }

@@ -24,6 +24,19 @@ type account struct {
 	groups []uint32 // supplementary
 }
 
+// credential returns what a process needs to become the user's, or nil if it
+// is that already.
+func (a account) credential() *syscall.Credential {
+	if int(a.uid) == os.Geteuid() && int(a.gid) == os.Getegid() {
+		own, err := os.Getgroups()
+		same := err == nil && !slices.ContainsFunc(own, func(g int) bool { return g != int(a.gid) && !slices.Contains(a.groups, uint32(g)) })
+		if same && !slices.ContainsFunc(a.groups, func(g uint32) bool { return !slices.Contains(own, int(g)) }) {
+			return nil
+		}
+	}
+	return &syscall.Credential{Uid: a.uid, Gid: a.gid, Groups: a.groups}
+}
+
 // accounts reads the machine's users. The files are parsed when they have
 // changed, not for every start.
 type accounts struct {

@@ -24,6 +24,7 @@ type Config struct {
 	Version string       // reported by Ping
 	Log     *slog.Logger // nil = discard
 	Limits  Limits       // zero fields mean their defaults
+	Cgroups string       // directory of a cgroup v2 hierarchy in which trees get groups, if it is one; "" = none
 }
 
 // Envd is a guest.Guest: the machine that it runs on. Use New.
@@ -44,7 +45,7 @@ func New(cfg Config) (*Envd, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	table, err := newTable(cfg.Limits.withDefaults(), cfg.Log)
+	table, err := newTable(cfg.Limits.withDefaults(), cfg.Cgroups, cfg.Log)
 	if err != nil {
 		return nil, err
 	}

@@ -1,7 +1,6 @@
 package envd
 
 import (
-	"context"
 	"errors"
 	"maps"
 	"os"
@@ -22,9 +21,10 @@ const (
 
 	defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-	// pipeSize is asked for, because a large pipe lets a writer go on while
-	// we are not scheduled. Refusal does no harm.
-	pipeSize = 1 << 20
+	// pipeSize is that of an enlarged pipe, in bytes; enlargeAt is the size of
+	// a read that shows that it is worth its price.
+	pipeSize  = 1 << 20
+	enlargeAt = 16 << 10
 )
 
 // launch is everything that a start needs, worked out from its spec.
@@ -36,26 +36,39 @@ type launch struct {
 	user account
 }
 
-// plan checks a spec against the machine.
+// plan works out a launch. What only a look at the disk could tell is assumed:
+// each look costs a start more than it is worth, and check takes it if the
+// start fails.
 func (a *accounts) plan(spec nestbox.ProcessSpec, mark string) (launch, error) {
 	user, err := a.find(spec.User)
 	if err != nil {
 		return launch{}, err
 	}
-	cwd, err := workingDirectory(spec.Cwd, user)
-	if err != nil {
-		return launch{}, err
-	}
 	env := environment(spec.Env, user, mark)
-	path, err := findProgram(spec.Cmd, cwd, env["PATH"])
-	if err != nil {
-		return launch{}, err
+	l := launch{path: spec.Cmd, cwd: spec.Cwd, user: user, argv: append([]string{spec.Cmd}, spec.Args...)}
+	if l.cwd == "" {
+		l.cwd = user.home
 	}
-	l := launch{path: path, cwd: cwd, user: user, argv: append([]string{spec.Cmd}, spec.Args...)}
+	if !filepath.IsAbs(l.path) {
+		if l.path, err = findProgram(spec.Cmd, l.cwd, env["PATH"]); err != nil {
+			return launch{}, err
+		}
+	}
 	for _, k := range slices.Sorted(maps.Keys(env)) {
 		l.env = append(l.env, k+"="+env[k])
 	}
 	return l, nil
+}
+
+// check says why a launch of spec cannot do, or corrects it.
+func (l *launch) check(spec nestbox.ProcessSpec) (corrected bool, err error) {
+	cwd, err := workingDirectory(spec.Cwd, l.user)
+	if err != nil {
+		return false, err
+	}
+	corrected = cwd != l.cwd
+	l.cwd = cwd
+	return corrected, executable(l.path)
 }
 
 // workingDirectory returns cwd, or the user's home. A user without one starts
@@ -132,19 +145,30 @@ func executable(path string) error {
 	return nil
 }
 
-// launch starts l with its standard streams, and gives it a session of its own.
-func (s *spawner) launch(ctx context.Context, l launch, stdio []uintptr) (int, error) {
-	sys := &syscall.SysProcAttr{Setsid: true}
-	if os.Geteuid() == 0 {
-		sys.Credential = &syscall.Credential{Uid: l.user.uid, Gid: l.user.gid, Groups: l.user.groups}
-	} else if int(l.user.uid) != os.Geteuid() {
+// start starts a process of spec in a session of its own, and in group if
+// there is one. It corrects l where the machine is not as it was assumed.
+func (l *launch) start(spec nestbox.ProcessSpec, stdio []uintptr, group *treeGroup) (int, error) {
+	sys := &syscall.SysProcAttr{Setsid: true, Credential: l.user.credential()}
+	if sys.Credential != nil && os.Geteuid() != 0 {
 		return 0, nestbox.Errorf(nestbox.CodeDenied, "the capsule's daemon does not run as root and cannot start processes of user %s", l.user.name)
 	}
-	pid, err := s.spawn(ctx, l.path, l.argv, &syscall.ProcAttr{Dir: l.cwd, Env: l.env, Files: stdio, Sys: sys})
-	if err != nil {
-		return 0, launchError(l, err)
+	if fd, ok := group.open(); ok {
+		defer func() { _ = unix.Close(fd) }()
+		sys.UseCgroupFD, sys.CgroupFD = true, fd
 	}
-	return pid, nil
+	for {
+		pid, err := syscall.ForkExec(l.path, l.argv, &syscall.ProcAttr{Dir: l.cwd, Env: l.env, Files: stdio, Sys: sys})
+		if err == nil {
+			return pid, nil
+		}
+		corrected, checkErr := l.check(spec)
+		switch {
+		case checkErr != nil:
+			return 0, checkErr
+		case !corrected:
+			return 0, launchError(*l, err)
+		}
+	}
 }
 
 // launchError says why the program could not be started.
@@ -180,14 +204,16 @@ func resourceError(what string, err error) error {
 
 // stdio are the two ends of a process's standard streams.
 type stdio struct {
-	theirs [3]int   // in, out, err; -1 if not open
-	stdin  *os.File // ours; nil if it is /dev/null for them
+	files  []uintptr // what the process gets as in, out and err
+	theirs [3]int    // those of them that are to be closed; -1 if there is none
+	stdin  *os.File  // ours; nil if it is /dev/null for them
 	out    [2]*os.File
 }
 
-// openStdio makes the pipes of a process. The caller closes both ends.
-func openStdio(withStdin bool) (s *stdio, err error) {
-	s = &stdio{theirs: [3]int{-1, -1, -1}}
+// openStdio makes the pipes of a process whose input is devNull if withStdin is
+// not. The caller closes both ends.
+func openStdio(withStdin bool, devNull int) (s *stdio, err error) {
+	s = &stdio{theirs: [3]int{-1, -1, -1}, files: []uintptr{uintptr(devNull), 0, 0}}
 	defer func() {
 		if err != nil {
 			s.closeTheirs()
@@ -199,15 +225,14 @@ func openStdio(withStdin bool) (s *stdio, err error) {
 		if err = unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
 			return nil, resourceError("make a pipe", err)
 		}
+		s.files[0] = uintptr(p[0])
 		s.theirs[0], s.stdin = p[0], pollable(p[1], "stdin")
-	} else if s.theirs[0], err = unix.Open(os.DevNull, unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
-		return nil, resourceError("open /dev/null", err)
 	}
 	for stream, name := range streamNames {
 		if err = unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
 			return nil, resourceError("make a pipe", err)
 		}
-		_, _ = unix.FcntlInt(uintptr(p[0]), unix.F_SETPIPE_SZ, pipeSize)
+		s.files[1+stream] = uintptr(p[1])
 		s.out[stream], s.theirs[1+stream] = pollable(p[0], string(name)), p[1]
 	}
 	return s, nil
@@ -216,13 +241,13 @@ func openStdio(withStdin bool) (s *stdio, err error) {
 // pollable makes a file of our end of a pipe, which waits in the runtime's
 // poller and not in a thread. The other end stays blocking.
 func pollable(fd int, name string) *os.File {
-	_ = unix.SetNonblock(fd, true)
+	_, _ = unix.FcntlInt(uintptr(fd), unix.F_SETFL, unix.O_NONBLOCK) // a new pipe has no other flags
 	return os.NewFile(uintptr(fd), name)
 }
 
-func (s *stdio) files() []uintptr {
-	return []uintptr{uintptr(s.theirs[0]), uintptr(s.theirs[1]), uintptr(s.theirs[2])}
-}
+// enlarge makes room in the pipe of a process that writes much, so that it can
+// go on while we are not scheduled. Refusal does no harm.
+func enlarge(fd uintptr) { _, _ = unix.FcntlInt(fd, unix.F_SETPIPE_SZ, pipeSize) }
 
 func (s *stdio) closeTheirs() {
 	for _, fd := range s.theirs {

@@ -31,6 +31,7 @@ type process struct {
 	started chan struct{} // closed when what follows is set
 	pid     int
 	child   *child
+	group   *treeGroup
 	timer   *time.Timer // nil without a timeout
 
 	done chan struct{} // closed when the exit is recorded
@@ -108,11 +109,16 @@ func (p *process) pump(stream int, after func()) {
 	if err != nil {
 		return
 	}
+	enlarged := false
 	for p.log.waitRoom() {
 		var n int
 		var readErr error
 		err := conn.Read(func(fd uintptr) bool {
 			n, readErr = p.log.fill(stream, func(buf []byte) (int, error) { return readNow(int(fd), buf) })
+			if n >= enlargeAt && !enlarged {
+				enlarge(fd)
+				enlarged = true
+			}
 			return !errors.Is(readErr, unix.EAGAIN)
 		})
 		if err != nil || readErr != nil || n == 0 {

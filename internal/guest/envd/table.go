@@ -5,8 +5,11 @@ import (
 	"context"
 	"log/slog"
 	"maps"
+	"os"
 	"slices"
+	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -24,11 +27,14 @@ type table struct {
 	budget   *budget
 	accounts *accounts
 	reaper   *reaper
-	spawner  *spawner
+	groups   *treeGroups
+	devNull  int    // a descriptor of /dev/null
+	marks    string // what all marks begin with
 	group    group
 	ctx      context.Context // ends with the table
 	cancel   context.CancelFunc
 	relief   sync.Mutex // held by whoever relieves memory
+	lastMark atomic.Uint64
 
 	mu       sync.Mutex
 	nextSeq  uint64
@@ -41,9 +47,14 @@ type table struct {
 
 var _ guest.Processes = (*table)(nil)
 
-func newTable(limits Limits, log *slog.Logger) (*table, error) {
+func newTable(limits Limits, cgroups string, log *slog.Logger) (*table, error) {
+	devNull, err := unix.Open(os.DevNull, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("open /dev/null", err)
+	}
 	reaper, err := acquireReaper()
 	if err != nil {
+		_ = unix.Close(devNull)
 		return nil, err
 	}
 	t := &table{
@@ -52,7 +63,9 @@ func newTable(limits Limits, log *slog.Logger) (*table, error) {
 		budget:   newBudget(limits),
 		accounts: newAccounts("/etc"),
 		reaper:   reaper,
-		spawner:  startSpawner(),
+		groups:   newTreeGroups(cgroups),
+		devNull:  devNull,
+		marks:    nestbox.RandomHex(8),
 		live:     map[uint64]*process{},
 		byPID:    map[int]*process{},
 		byTag:    map[string]*process{},
@@ -73,8 +86,8 @@ func (t *table) close() {
 		p.shutDown()
 	}
 	t.group.wait()
-	t.spawner.close()
 	releaseReaper()
+	_ = unix.Close(t.devNull)
 }
 
 // Start starts a process.
@@ -93,7 +106,7 @@ func (t *table) Start(ctx context.Context, spec nestbox.ProcessSpec, attach *gue
 	defer t.releaseTag(tag)
 
 	p := &process{
-		tag: tag, mark: nestbox.RandomHex(16), spec: spec,
+		tag: tag, mark: t.newMark(), spec: spec,
 		log:     newOutputLog(t.limits, t.budget),
 		started: make(chan struct{}),
 		done:    make(chan struct{}),
@@ -107,36 +120,43 @@ func (t *table) Start(ctx context.Context, spec nestbox.ProcessSpec, attach *gue
 		}
 		reader = r
 	}
-	if err := t.exec(ctx, p, spec); err != nil {
+	if err := t.exec(p, spec); err != nil {
 		return nestbox.Process{}, nil, err
 	}
 	return p.record(), reader, nil
 }
 
+// newMark returns a name for a tree that no other has on this machine.
+func (t *table) newMark() string {
+	return t.marks + "-" + strconv.FormatUint(t.lastMark.Add(1), 10)
+}
+
 // exec starts the program and makes p part of the table.
-func (t *table) exec(ctx context.Context, p *process, spec nestbox.ProcessSpec) error {
+func (t *table) exec(p *process, spec nestbox.ProcessSpec) error {
 	plan, err := t.accounts.plan(spec, p.mark)
 	if err != nil {
 		return err
 	}
-	streams, err := openStdio(spec.Stdin)
+	streams, err := openStdio(spec.Stdin, t.devNull)
 	if err != nil {
 		return err
 	}
 	defer streams.closeTheirs()
-	p.cwd, p.user, p.out, p.stdin = plan.cwd, plan.user.name, streams.out, newStdinPipe(streams.stdin)
+	p.user, p.out, p.stdin = plan.user.name, streams.out, newStdinPipe(streams.stdin)
+	p.group = t.groups.create(p.mark)
 	p.startedAt = time.Now()
 	p.child, err = t.reaper.start(
-		func() (int, error) { return t.spawner.launch(ctx, plan, streams.files()) },
+		func() (int, error) { return plan.start(spec, streams.files, p.group) },
 		func(status unix.WaitStatus) {
 			at := time.Now()
 			t.group.run(func() { t.finish(p, status, at) })
 		})
 	if err != nil {
 		streams.closeOurs()
+		t.groups.discard(p.group)
 		return err
 	}
-	p.pid = p.child.pid
+	p.pid, p.cwd = p.child.pid, plan.cwd
 	if spec.Timeout > 0 {
 		p.timer = time.AfterFunc(spec.Timeout, func() { t.group.run(func() { t.expire(p) }) })
 	}
@@ -208,6 +228,7 @@ func (t *table) finish(p *process, status unix.WaitStatus, at time.Time) {
 	}
 	t.retire(p)
 	close(p.done)
+	t.groups.discard(p.group)
 	t.slog.Debug("process ended", "pid", p.pid, "tag", p.tag, "status", uint32(status))
 }
 

@@ -48,6 +48,8 @@ type treeKill struct {
 	// until their numbers might be used again.
 	strangers      map[int]struct{}
 	strangersSince time.Time
+	// grouped are the members of the tree's control group, as of this look.
+	grouped map[int]struct{}
 	// freezing stops members as soon as they are found.
 	freezing bool
 }
@@ -98,12 +100,14 @@ func (k *treeKill) terminate(ctx context.Context, sig syscall.Signal, grace time
 	return k.waitGone(ctx)
 }
 
-// destroy freezes the tree, so that it cannot fork away, and kills it, again
-// and again until none is left.
+// destroy kills the tree's control group. Then it freezes who is not in it, so
+// that they cannot fork away, and kills them, again and again until none is
+// left.
 func (k *treeKill) destroy(ctx context.Context) error {
 	limited, cancel := context.WithTimeout(ctx, killPatience)
 	defer cancel()
 	for {
+		k.tree.group.kill()
 		members, err := k.freeze(limited)
 		for _, m := range members {
 			k.signal(m, unix.SIGKILL)
@@ -213,10 +217,12 @@ func (k *treeKill) lives(s procStat) bool {
 }
 
 // members returns the living processes of the tree as they are now: the
-// leader; whose parent is a member; who is in the session of a member; who
-// bears the mark; and who was seen as a member before. With churn, processes
+// leader; who is in the tree's control group; whose parent is a member; who is
+// in the session of a member; who bears the mark; and who was seen as a member
+// before. With churn, processes
 // have vanished meanwhile that may have been members.
 func (k *treeKill) members() (living []procStat, churn bool, err error) {
+	k.grouped = k.tree.group.pids()
 	others, churn, err := k.candidates()
 	if err != nil {
 		return nil, false, err
@@ -285,7 +291,9 @@ func (k *treeKill) candidates() (stats []procStat, churn bool, err error) {
 		return nil, false, nestbox.Errorf(nestbox.CodeGuest, "list processes: %w", err)
 	}
 	for _, pid := range slices.Backward(pids) {
-		if _, ok := k.strangers[pid]; ok || pid == k.self || k.table.leads(pid, k.tree) {
+		_, stranger := k.strangers[pid]
+		_, grouped := k.grouped[pid]
+		if pid == k.self || !grouped && (stranger || k.table.leads(pid, k.tree)) {
 			continue
 		}
 		s, err := readStat(pid)
@@ -309,6 +317,9 @@ func (t *table) leads(pid int, p *process) bool {
 // known reports what needs no look at the environment.
 func (k *treeKill) known(s procStat) bool {
 	if start, ok := k.seen[s.pid]; ok && start == s.start {
+		return true
+	}
+	if _, ok := k.grouped[s.pid]; ok {
 		return true
 	}
 	return s.pid == k.tree.pid && k.table.reaper.alive(k.tree.child)

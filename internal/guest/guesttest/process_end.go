@@ -132,8 +132,9 @@ var trees = map[string]string{
 	"cleared env, setsid":    `setsid env -i PIDS=$PIDS /bin/sh -c 'echo $$ >>$PIDS; echo up; exec sleep 1000' & wait`,
 	"cleared env, no parent": `(env -i sleep 1000 & echo $! >>$PIDS) & wait; echo up; exit 0`,
 	"closed output":          `(setsid sleep 1000 >/dev/null 2>&1 & echo $! >>$PIDS); echo up; exit 0`,
-	"stopped":                `sh -c 'echo $$ >>$PIDS; kill -STOP $$' & while [ ! -s $PIDS ]; do sleep 0.01; done; echo up; wait`,
-	"ignores signals":        `trap '' TERM INT HUP; sleep 1000 & echo $! >>$PIDS; setsid sleep 1000 & sleep 1000 & echo $! >>$PIDS; echo up; wait`,
+	// Nothing of the group may exit meanwhile: gVisor then has a stopped group hang up.
+	"stopped":         `sh -c 'echo $$ >>$PIDS; kill -STOP $$' & while read pid name state rest </proc/$!/stat && [ $state != T ]; do :; done; echo up; wait`,
+	"ignores signals": `trap '' TERM INT HUP; sleep 1000 & echo $! >>$PIDS; setsid sleep 1000 & sleep 1000 & echo $! >>$PIDS; echo up; wait`,
 	"other user": `python3 -c 'import os
 os.setgid(65534); os.setuid(65534); os.setsid()
 os.write(1, b"up\n"); os.execvp("sleep", ["sleep", "1000"])' & echo $! >>$PIDS; wait`,

@@ -200,7 +200,7 @@ func testOutputStalledReader(t *testing.T, g guest.Processes) {
 	gaps, end, err = checkPattern(waiting(t), stalled)
 	require.NoError(t, err)
 	require.EqualValues(t, overflow, end)
-	require.Len(t, gaps, 1)
+	require.NotEmpty(t, gaps, "what is gone is said; more than once if a connection in between has taken some")
 	late := attach(t, g, p, guest.Attach{})
 	gaps, end, err = checkPattern(waiting(t), late)
 	require.NoError(t, err)

@@ -1,0 +1,65 @@
+package main
+
+import (
+	"os"
+	"runtime"
+	"runtime/debug"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// prepareSelf sets what concerns this OS process as a whole.
+func prepareSelf() {
+	limitMemory()
+	keepThreads()
+	withholdCapabilities()
+}
+
+// limitMemory keeps the heap small: capsules are many on a host, and what envd
+// takes is missing inside. GOMEMLIMIT and GOGC win.
+func limitMemory() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(50)
+	}
+	var info unix.Sysinfo_t
+	if os.Getenv("GOMEMLIMIT") == "" && unix.Sysinfo(&info) == nil {
+		const most = 192 << 20
+		debug.SetMemoryLimit(min(most, int64(info.Totalram)*int64(info.Unit)/4))
+	}
+}
+
+// keepThreads has two threads at least run Go code. With one, on one virtual
+// CPU, everybody waits for the runtime to notice that the thread is in a
+// system call; that takes milliseconds.
+func keepThreads() {
+	if runtime.GOMAXPROCS(0) < 2 {
+		runtime.GOMAXPROCS(2)
+	}
+}
+
+// withheld are the capabilities that no process of the capsule gets: they
+// would exempt it from RLIMIT_NPROC, so that a fork bomb could keep even envd
+// from forking.
+var withheld = [...]uintptr{unix.CAP_SYS_RESOURCE, unix.CAP_SYS_ADMIN}
+
+// withholdCapabilities removes what is withheld from the sets of all threads
+// that a child's exec draws on. envd itself keeps it. Failing means that envd
+// has not the right to, and then it has no such capability to pass on either.
+func withholdCapabilities() {
+	for _, c := range withheld {
+		_, _, _ = syscall.AllThreadsSyscall(unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, c, 0)
+	}
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var sets [2]unix.CapUserData
+	if unix.Capget(&header, &sets[0]) != nil {
+		return
+	}
+	for _, c := range withheld {
+		sets[c/32].Inheritable &^= 1 << (c % 32)
+	}
+	_, _, _ = syscall.AllThreadsSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(&sets)), 0)
+	runtime.KeepAlive(&header)
+	runtime.KeepAlive(&sets)
+}

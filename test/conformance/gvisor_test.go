@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -147,6 +148,43 @@ func newGuest(t *testing.T) guest.Guest {
 func TestProcesses(t *testing.T) {
 	t.Parallel()
 	guesttest.RunProcesses(t, newGuest)
+}
+
+// TestTreeCannotEscape: where there are control groups, a tree is killed whole
+// although one of it has left nothing by which it could be found: no parent, no
+// session and no environment of the tree's.
+func TestTreeCannotEscape(t *testing.T) {
+	t.Parallel()
+	procs := newGuest(t).Processes()
+	for _, kill := range []guest.Kill{{}, {Signal: syscall.SIGTERM}} {
+		p, reader, err := procs.Start(t.Context(), nestbox.ProcessSpec{
+			Cmd: "/bin/sh", Args: []string{"-c", "(setsid env -i /bin/sh -c 'echo $$; exec /bin/sleep 1000' &); exit 0"},
+		}, &guest.Attach{})
+		require.NoError(t, err)
+		defer reader.Close()
+		event, err := reader.Next(t.Context())
+		for err == nil && event.Kind != nestbox.EventData {
+			event, err = reader.Next(t.Context())
+		}
+		require.NoError(t, err)
+		escaped := strings.TrimSpace(string(event.Data))
+		_, err = procs.Wait(t.Context(), nestbox.Selector{PID: p.PID})
+		require.NoError(t, err)
+		require.True(t, exists(t, procs, escaped))
+		_, err = procs.Kill(t.Context(), nestbox.Selector{PID: p.PID}, kill)
+		require.NoError(t, err)
+		require.False(t, exists(t, procs, escaped))
+	}
+}
+
+// exists reports whether there is a process of that PID in the guest.
+func exists(t *testing.T, procs guest.Processes, pid string) bool {
+	t.Helper()
+	p, _, err := procs.Start(t.Context(), nestbox.ProcessSpec{Cmd: "/usr/bin/test", Args: []string{"-d", "/proc/" + pid}}, nil)
+	require.NoError(t, err)
+	p, err = procs.Wait(t.Context(), nestbox.Selector{PID: p.PID})
+	require.NoError(t, err)
+	return p.Exit.Code == 0
 }
 
 func TestFiles(t *testing.T) {

@@ -222,9 +222,13 @@ func (d *Driver) rootfs() string { return filepath.Join(d.cfg.RunDir, "rootfs") 
 // Name implements sandbox.Driver.
 func (d *Driver) Name() string { return "gvisor" }
 
-// Close implements sandbox.Driver.
+// Close implements sandbox.Driver. Where there is no sandbox, nothing is left
+// outside StateDir.
 func (d *Driver) Close() error {
 	d.instance().RemoveEmpty()
+	for _, dir := range []string{d.rootfs(), d.bundles(), d.runscRoot(), string(d.netns), d.cfg.RunDir} {
+		_ = os.Remove(dir) // fails if there is anything in it
+	}
 	return d.empty.Close()
 }
 

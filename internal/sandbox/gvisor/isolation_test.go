@@ -37,7 +37,10 @@ func newDriver(t *testing.T) (*gvisor.Driver, string) {
 	dir := newDir(t)
 	d, err := open(dir)
 	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, d.Close()) })
+	t.Cleanup(func() {
+		require.NoError(t, d.Close())
+		require.NoDirExists(t, filepath.Join(dir, "run"), "nothing is left outside the state directory")
+	})
 	return d.(*gvisor.Driver), dir
 }
 

@@ -298,17 +298,21 @@ func testDestroyInStart(t *testing.T, s Suite) {
 	const steps = 6
 	for i := range steps {
 		spec := w.spec()
-		var g errgroup.Group
-		g.Go(func() error {
+		created := make(chan error, 1)
+		go func() {
 			sb, err := w.Create(t.Context(), spec)
-			if err != nil {
-				return nil // cancelled, as it should be
+			if err == nil {
+				err = sb.Close()
+			} else {
+				err = nil // cancelled, as it should be
 			}
-			return sb.Close()
-		})
+			created <- err
+		}()
 		<-time.After(whole * time.Duration(i+1) / steps)
+		require.Eventually(t, func() bool { return len(created) > 0 || len(w.s.Traces(t, w.dir)) > 0 }, patience, time.Millisecond,
+			"a Destroy that comes before the Create has nothing to end")
 		require.NoError(t, w.Destroy(t.Context(), spec.ID))
-		require.NoError(t, g.Wait())
+		require.NoError(t, <-created)
 		w.empty(t)
 	}
 }

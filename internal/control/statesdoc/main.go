@@ -2,6 +2,8 @@
 // the state machine. It may import the root package only.
 package main
 
+//go:generate go run . ../../../docs/states.md
+
 import (
 	"fmt"
 	"os"

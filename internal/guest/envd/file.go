@@ -10,6 +10,8 @@ import (
 	"strings"
 	"syscall"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/nestbox/nestbox"
 	"github.com/nestbox/nestbox/internal/guest"
 )
@@ -129,6 +131,9 @@ func (f *files) Remove(ctx context.Context, path string) error {
 	if path == "/" {
 		return nestbox.Errorf(nestbox.CodeInvalid, "/ cannot be removed")
 	}
+	if kernelsOwn(path) {
+		return nestbox.Errorf(nestbox.CodeDenied, "%s cannot be removed: it belongs to the kernel", path)
+	}
 	err = os.RemoveAll(path)
 	switch {
 	case err == nil, errors.Is(err, syscall.ENOTDIR): // below a file there is nothing
@@ -137,6 +142,20 @@ func (f *files) Remove(ctx context.Context, path string) error {
 		return nestbox.Errorf(nestbox.CodeInvalid, "%s cannot be removed: it is or holds a mount point", path)
 	}
 	return fileError(path, err)
+}
+
+// kernelsOwn reports whether path is in a file system that shows the kernel's
+// state. In gVisor, links there that lead out of it are opened as what they
+// point to even with O_NOFOLLOW, so that a removal would go on to all of /.
+func kernelsOwn(path string) bool {
+	if st, err := os.Lstat(path); err != nil || !st.IsDir() {
+		path = filepath.Dir(path) // a link that leads there is not itself there
+	}
+	var fs unix.Statfs_t
+	if unix.Statfs(path, &fs) != nil {
+		return false
+	}
+	return fs.Type == unix.PROC_SUPER_MAGIC || fs.Type == unix.SYSFS_MAGIC || fs.Type == unix.CGROUP2_SUPER_MAGIC
 }
 
 // fileInfo describes what is at path, where st comes from.

@@ -144,6 +144,19 @@ func TestRemoveLeavesSymlinkTarget(t *testing.T) {
 	require.NoError(t, err)
 }
 
+func TestRemoveSparesTheKernelsFiles(t *testing.T) {
+	t.Parallel()
+	link := t.TempDir() + "/link"
+	require.NoError(t, os.Symlink("/proc/self", link))
+	for _, path := range []string{"/proc/self/fdinfo", "/proc/self/status", "/proc/self/fd/", link + "/fdinfo"} {
+		err := newFiles().Remove(t.Context(), path)
+		require.Equal(t, nestbox.CodeDenied, nestbox.CodeOf(err), path)
+		require.ErrorContains(t, err, "belongs to the kernel", path)
+	}
+	require.NoError(t, newFiles().Remove(t.Context(), "/proc/none/such"))
+	require.NoError(t, newFiles().Remove(t.Context(), link), "the link itself is nobody else's")
+}
+
 func TestDiskFull(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -29,11 +29,11 @@ build: go-version ## build bin/nestbox, which has gVisor and envd in it
 	  $(GOBUILD) -v -tags embed_envd -o bin/nestbox ./cmd/nestbox
 
 .PHONY: demo
-demo: build ## build all, walk through the main job on this machine, clean up
+demo: deps build ## build all, walk through the main job on this machine, clean up
 	@bin/nestbox demo
 
 .PHONY: up
-up: build ## build all, start the server in the background, say how to use it
+up: deps build ## build all, start the server in the background, say how to use it
 	@bin/nestbox up --detach --dir $(STATE) --listen $(LISTEN)
 
 .PHONY: down
@@ -44,9 +44,13 @@ down: ## stop the server of `make up`; its capsules go on
 test: go-version test-deps vet ## run the whole test suite, installing what it needs
 	@scripts/test
 
+.PHONY: deps
+deps:
+	@scripts/install-deps
+
 .PHONY: test-deps
 test-deps:
-	@scripts/install-test-deps
+	@scripts/install-deps test
 
 .PHONY: vet
 vet:

@@ -38,7 +38,7 @@ Paste these:
 
   export NESTBOX_URL=%[1]s NESTBOX_API_KEY=%[2]s
   C=$(%[4]s capsule create) && %[4]s exec -d --tag web "$C" -- python3 -m http.server 8000 && %[4]s ps "$C"
-  curl -sSf --retry 5 "$(%[4]s url "$C" 8000)"
+  curl -sf --retry 5 "$(%[4]s url "$C" 8000)"
 
 `, url, strings.TrimSpace(string(key)), filepath.Join(cfg.Dir, "api-key"), self)
 }

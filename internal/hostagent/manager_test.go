@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
 
 	"github.com/nestbox/nestbox"
 	"github.com/nestbox/nestbox/internal/guest"
@@ -22,6 +23,8 @@ import (
 	"github.com/nestbox/nestbox/internal/sandbox/fake"
 	"github.com/nestbox/nestbox/internal/testbin"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // noImages is a template that the fake driver does not look into.
 type noImages struct{}

@@ -88,6 +88,8 @@ func run(ctx context.Context, args []string) (err error) {
 		{"starts", (*bench).starts},
 		{"line latency", (*bench).lineLatency},
 		{"throughput", (*bench).throughput},
+		{"transfers", (*bench).transfers},
+		{"small files", (*bench).smallTransfers},
 		{"1,000 readers", (*bench).readers},
 		{"1,000 processes", (*bench).processes},
 	} {

@@ -22,7 +22,7 @@ func main() {
 
 func run(args []string) error {
 	if len(args) < 2 {
-		return fmt.Errorf("usage: probe forkexec|pipe|spew|stamp <n>")
+		return fmt.Errorf("usage: probe forkexec|pipe|spew|stamp|writefile|readfile|smallfiles <n>")
 	}
 	n, err := strconv.Atoi(args[1])
 	if err != nil {
@@ -37,6 +37,12 @@ func run(args []string) error {
 		return spew(n)
 	case "stamp":
 		return stamp(n)
+	case "writefile":
+		return writeFile(n)
+	case "readfile":
+		return readFile(n)
+	case "smallfiles":
+		return smallFiles(n)
 	default:
 		return fmt.Errorf("unknown measurement %q", args[0])
 	}

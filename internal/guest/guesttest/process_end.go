@@ -173,11 +173,12 @@ func testKillTree(t *testing.T, g guest.Processes) {
 func testKillForkBomb(t *testing.T, g guest.Processes) {
 	uid := itoa(1_000_000_000 + rand.IntN(1_000_000_000)) // whose limit nobody else uses up
 	p, r := startAttached(t, g, python(`
-import os, resource
+import os, resource, time
+end = time.time() + 600  # should the test die before it kills
 resource.setrlimit(resource.RLIMIT_NPROC, (64, 64))
 os.setgid(`+uid+`); os.setuid(`+uid+`)
 full = False
-while True:
+while time.time() < end:
     try:
         if os.fork() == 0 and not full:
             os.setsid()
@@ -201,7 +202,8 @@ func testKillHoppingTree(t *testing.T, g guest.Processes) {
 import os, time
 os.setgid(`+uid+`); os.setuid(`+uid+`)
 os.write(1, b"up\n")
-while True:
+end = time.time() + 600  # should the test die before it kills
+while time.time() < end:
     if os.fork():
         os._exit(0)
     os.setsid()

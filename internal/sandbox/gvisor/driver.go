@@ -211,6 +211,7 @@ func (d *Driver) makeDirs() error {
 const maxRunDir = 60
 
 func (d *Driver) layers() string          { return filepath.Join(d.cfg.StateDir, "layers") }
+func (d *Driver) layer(id string) string  { return filepath.Join(d.layers(), id) }
 func (d *Driver) bundles() string         { return filepath.Join(d.cfg.RunDir, "capsules") }
 func (d *Driver) bundle(id string) string { return filepath.Join(d.bundles(), id) }
 func (d *Driver) runscRoot() string       { return filepath.Join(d.cfg.RunDir, "runsc") }
@@ -299,7 +300,7 @@ func (d *Driver) start(ctx context.Context, spec sandbox.Spec) (*box, error) {
 	})
 	g.Go(func() error { return d.netns.Create(spec.ID) })
 	g.Go(func() error { return d.cgroup(spec.ID).Create(limits(spec.Resources)) })
-	err = errors.Join(d.writeBundle(spec, firstUID), g.Wait())
+	err = errors.Join(d.writeBundle(spec, firstUID), os.Mkdir(d.layer(spec.ID), 0o700), g.Wait())
 	u := <-ids
 	defer u.Close()
 	if err != nil {
@@ -354,7 +355,7 @@ func (d *Driver) Destroy(ctx context.Context, id string) error {
 // List implements sandbox.Driver.
 func (d *Driver) List(context.Context) ([]string, error) {
 	seen := map[string]bool{}
-	for _, find := range []func() ([]string, error){d.listBundles, d.netns.List, d.instance().Children, d.listRunsc} {
+	for _, find := range []func() ([]string, error){d.listBundles, d.listLayers, d.netns.List, d.instance().Children, d.listRunsc} {
 		ids, err := find()
 		if err != nil {
 			return nil, nestbox.Errorf(nestbox.CodeInternal, "list sandboxes: %w", err)

@@ -146,3 +146,21 @@ func cgroups(t *testing.T, dir string) []string {
 
 // escaped is the name of the group above those of a driver's capsules.
 func escaped(dir string) string { return url.PathEscape(filepath.Join(dir, "run")) }
+
+// A start that was killed, or a reboot, may leave a layer and nothing else.
+func TestLeftoverLayer(t *testing.T) {
+	t.Parallel()
+	dir := newDir(t)
+	d, err := open(dir)
+	require.NoError(t, err)
+	defer d.Close()
+	id := nestbox.NewID(nestbox.PrefixCapsule)
+	layer := filepath.Join(dir, "state", "layers", id)
+	require.NoError(t, os.MkdirAll(layer, 0o700))
+	require.NoError(t, os.WriteFile(filepath.Join(layer, "runsc-filestore-1"), nil, 0o600))
+	ids, err := d.List(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, []string{id}, ids)
+	require.NoError(t, d.Destroy(t.Context(), id))
+	require.Empty(t, traces(t, dir))
+}

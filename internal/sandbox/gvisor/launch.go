@@ -63,7 +63,7 @@ func (d *Driver) flags(spec sandbox.Spec) []string {
 		"--panic-log=" + filepath.Join(bundle, panicFile),
 		"--platform=" + d.cfg.Platform,
 		"--network=sandbox",
-		fmt.Sprintf("--overlay2=root:dir=%s,size=%dm", d.layers(), spec.Resources.DiskMB),
+		fmt.Sprintf("--overlay2=root:dir=%s,size=%dm", d.layer(spec.ID), spec.Resources.DiskMB),
 		"--ignore-cgroups", // it is put into one that we made
 		"--host-settings=ignore",
 		"--in-sandbox-cgroup=v2", // by which envd knows its process trees

@@ -129,6 +129,10 @@ func (d *Driver) removeAll(ctx context.Context, id string) error {
 	if err := group.Remove(ctx); err != nil {
 		return err
 	}
+	// Its file has no name, unless the start was killed in the middle.
+	if err := os.RemoveAll(d.layer(id)); err != nil {
+		return err
+	}
 	if err := d.uids.release(bundle); err != nil {
 		return err
 	}
@@ -169,6 +173,11 @@ func runscSocket(id string) string { return "runsc-" + id + ".sock" }
 
 func (d *Driver) listBundles() ([]string, error) {
 	return names(d.bundles(), func(name string) string { return name })
+}
+
+// listLayers finds what a reboot, which takes the bundles away, leaves.
+func (d *Driver) listLayers() ([]string, error) {
+	return names(d.layers(), func(name string) string { return name })
 }
 
 func (d *Driver) listRunsc() ([]string, error) {

@@ -70,7 +70,7 @@ go on while no server runs.`,
 			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT)
 			defer stop()
 			return runUp(ctx, cfg, newLog(cmd.ErrOrStderr(), cfg.LogLevel), func(addr net.Addr) {
-				printWelcome(cmd.OutOrStdout(), cfg, addr.String())
+				printWelcome(cmd.OutOrStdout(), cfg, addr.String(), isTerminal(os.Stdout))
 			})
 		},
 	}

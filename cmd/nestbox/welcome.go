@@ -14,16 +14,23 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/nestbox/nestbox/internal/config"
 )
 
 // printWelcome tells how to reach the server: address, key and three commands
-// to paste.
-func printWelcome(w io.Writer, cfg config.Up, addr string) {
-	key, err := os.ReadFile(filepath.Join(cfg.Dir, "api-key"))
+// to paste. Where nobody looks, and what is printed may be kept as a log, the
+// key is left out.
+func printWelcome(w io.Writer, cfg config.Up, addr string, looks bool) {
+	path := filepath.Join(cfg.Dir, "api-key")
+	key, err := os.ReadFile(path)
 	if err != nil {
 		fmt.Fprintf(w, "nestbox answers on http://%s (the API key cannot be read: %v)\n", addr, err)
 		return
+	}
+	if !looks {
+		key = []byte("$(cat " + path + ")")
 	}
 	self, err := os.Executable()
 	if err != nil {
@@ -40,7 +47,7 @@ Paste these:
   C=$(%[4]s capsule create) && %[4]s exec -d --tag web "$C" -- python3 -m http.server 8000 && %[4]s ps "$C"
   curl -sf --retry 5 "$(%[4]s url "$C" 8000)"
 
-`, url, strings.TrimSpace(string(key)), filepath.Join(cfg.Dir, "api-key"), self)
+`, url, strings.TrimSpace(string(key)), path, self)
 }
 
 // reachable turns a listen address into one that a client on this machine can
@@ -101,7 +108,7 @@ func upDetached(ctx context.Context, cfg config.Up, out io.Writer) error {
 		return fmt.Errorf("%w; the last lines of %s:\n%s", err, logPath, lastLines(logPath, 10))
 	}
 	fmt.Fprintln(out, "ok")
-	printWelcome(out, cfg, cfg.Listen)
+	printWelcome(out, cfg, cfg.Listen, true)
 	return nil
 }
 
@@ -152,4 +159,10 @@ func lastLines(path string, n int) string {
 	}
 	lines := strings.Split(strings.TrimRight(string(data), "\n"), "\n")
 	return strings.Join(lines[max(0, len(lines)-n):], "\n")
+}
+
+// isTerminal reports whether f is a terminal.
+func isTerminal(f *os.File) bool {
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
 }

@@ -89,7 +89,7 @@ type server struct {
 
 func newServer(cfg Config) *server {
 	cfg = cfg.withDefaults()
-	useErrorBody()
+	configureHuma()
 	s := &server{
 		cfg:     cfg,
 		control: cfg.Control,
@@ -106,6 +106,9 @@ func newServer(cfg Config) *server {
 	s.open = humachi.New(s.root, doc)
 	s.raw = humachi.New(keyed, doc)
 	s.json = humachi.New(keyed.With(s.readJSON), doc)
+	for _, api := range []huma.API{s.open, s.raw, s.json} {
+		api.UseMiddleware(s.checkQuery)
+	}
 	s.registerMeta()
 	s.registerCapsules()
 	s.registerExec()

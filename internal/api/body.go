@@ -13,6 +13,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/danielgtaylor/huma/v2"
+	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/nestbox/nestbox"
 )
@@ -90,6 +91,16 @@ func checkJSON(contentType string, body []byte) error {
 	if !utf8.Valid(body) {
 		return nestbox.Errorf(nestbox.CodeInvalid, "body: not valid UTF-8 after byte %d", validPrefix(body))
 	}
+	return checkNames(body)
+}
+
+// checkNames refuses what JSON allows and nobody means: a name twice in one
+// object, and half of a surrogate pair. Other errors are left to decoding.
+func checkNames(body []byte) error {
+	_, err := jsontext.NewDecoder(bytes.NewReader(body)).ReadValue()
+	if syntax, ok := errors.AsType[*jsontext.SyntacticError](err); ok && json.Valid(body) {
+		return nestbox.Errorf(nestbox.CodeInvalid, "body: %s: %w", syntax.JSONPointer, syntax.Err)
+	}
 	return nil
 }
 
@@ -128,6 +139,9 @@ func decodeStrict[T any](s *server, data []byte) (T, error) {
 	var loose any
 	if err := unmarshalJSON(data, &loose); err != nil {
 		return v, nestbox.Errorf(nestbox.CodeInvalid, "body: %w", err)
+	}
+	if err := checkNames(data); err != nil {
+		return v, err
 	}
 	registry := s.open.OpenAPI().Components.Schemas
 	path, res := huma.NewPathBuffer(nil, 0), &huma.ValidateResult{}

@@ -119,9 +119,11 @@ func (s *server) methodNotAllowed(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-// useErrorBody makes huma answer in our form. huma keeps this in a package
-// variable, so it is set once for all servers of the program.
-var useErrorBody = sync.OnceFunc(func() {
+// configureHuma makes huma answer in our form and take field names as they are
+// written. huma keeps this in package variables, so it is set once for all
+// servers of the program.
+var configureHuma = sync.OnceFunc(func() {
+	huma.ValidateStrictCasing = true
 	huma.NewError = func(status int, msg string, errs ...error) huma.StatusError {
 		return newHumaError(status, msg, errs)
 	}

@@ -32,7 +32,13 @@ var badInputs = []struct {
 	{"POST", "/v1/capsules", `{"metadata":{"a":1}}`, 400, "invalid_request", "body.metadata.a: expected string"},
 	{"POST", "/v1/capsules", `{"template":"` + strings.Repeat("x", 9<<20) + `"}`, 413, "too_large", "larger than"},
 	{"POST", "/v1/capsules", strings.Repeat("[", 100000), 400, "invalid_request", "invalid JSON"},
+	{"POST", "/v1/capsules", `{"VCPUs":1}`, 400, "invalid_request", "VCPUs: unexpected property"},
+	{"POST", "/v1/capsules", `{"vcpus":1,"vcpus":2}`, 400, "invalid_request", `duplicate`},
+	{"POST", "/v1/capsules", `{"metadata":{"a":"\ud800"}}`, 400, "invalid_request", "surrogate"},
 	// Values
+	{"GET", "/v1/capsules?status=running", "", 400, "invalid_request", `no query parameter "status"`},
+	{"GET", "/v1/capsules?all=%zz", "", 400, "invalid_request", "query"},
+	{"DELETE", webPath + "?sigal=TERM", "", 400, "invalid_request", `no query parameter "sigal"`},
 	{"POST", "/v1/capsules", `{"vcpus":1000}`, 400, "invalid_request", "vcpus must be between"},
 	{"POST", "/v1/capsules", `{"memory_mb":999999999}`, 400, "invalid_request", "memory_mb must be between"},
 	{"POST", "/v1/capsules", `{"pids_max":1}`, 400, "invalid_request", "pids_max must be between"},

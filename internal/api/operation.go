@@ -4,14 +4,18 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
+	"net/url"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humachi"
 
+	"github.com/nestbox/nestbox"
 	"github.com/nestbox/nestbox/internal/control"
 )
 
@@ -44,6 +48,24 @@ func register[I, O any](s *server, o operation, handle func(context.Context, con
 		}
 		return out, nil
 	})
+}
+
+// checkQuery refuses parameters that the operation does not have: one that is
+// misspelt would otherwise change what is done, without a word.
+func (s *server) checkQuery(hc huma.Context, next func(huma.Context)) {
+	r, w := humachi.Unwrap(hc)
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		s.fail(w, r, nestbox.Errorf(nestbox.CodeInvalid, "the query cannot be read: %w", err))
+		return
+	}
+	for _, name := range slices.Sorted(maps.Keys(query)) {
+		if !slices.ContainsFunc(hc.Operation().Parameters, func(p *huma.Param) bool { return p.In == "query" && p.Name == name }) {
+			s.fail(w, r, nestbox.Errorf(nestbox.CodeInvalid, "there is no query parameter %.80q here", name))
+			return
+		}
+	}
+	next(hc)
 }
 
 // nothing is the answer of operations that answer 204.

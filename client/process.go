@@ -252,6 +252,7 @@ func (p *Processes) writeStdin(ctx context.Context, path string, part []byte, eo
 		method: http.MethodPost, path: path, data: append([]byte{}, part...),
 		header:     http.Header{"Content-Type": {octetStream}},
 		repeatable: len(part) == 0, // closing it twice does no harm
+		ask:        len(part) > 0,  // typing goes on while a server restarts
 	}
 	if eof {
 		r.query = url.Values{"eof": {"true"}}

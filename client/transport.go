@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"sync/atomic"
 	"time"
 
 	"github.com/nestbox/nestbox"
@@ -26,6 +27,22 @@ type request struct {
 	// repeatable says that carrying the request out twice does no harm. GET
 	// always is.
 	repeatable bool
+	// ask sends data only once the server asks for it. If the connection is lost
+	// before that, nothing was done. It costs a round trip.
+	ask bool
+}
+
+// askedBody is data that knows whether it was asked for. The connection may
+// read it until it is closed, even after the request has failed.
+type askedBody struct {
+	data  *bytes.Reader
+	asked atomic.Bool
+}
+
+// Read implements io.Reader.
+func (b *askedBody) Read(p []byte) (int, error) {
+	b.asked.Store(true)
+	return b.data.Read(p)
 }
 
 // send makes a request and returns an answer that is a success, whose body the
@@ -41,7 +58,8 @@ func (c *Client) send(ctx context.Context, r request) (*http.Response, error) {
 	}
 	wait := newBackoff(c.retryFor)
 	for {
-		res, err := c.once(ctx, r)
+		body := r.content()
+		res, err := c.once(ctx, r, body)
 		if err == nil && res.StatusCode < 300 {
 			return res, nil
 		}
@@ -53,7 +71,8 @@ func (c *Client) send(ctx context.Context, r request) (*http.Response, error) {
 		if ctx.Err() != nil {
 			return nil, contextError(ctx)
 		}
-		unsent := notSent(err)
+		asked, asks := body.(*askedBody)
+		unsent := notSent(err) || asks && !asked.asked.Load()
 		again := r.body == nil && (unsent || r.repeatable || r.method == http.MethodGet)
 		if !again || !wait.next(ctx) {
 			return nil, c.connectionError(err, !unsent)
@@ -61,11 +80,18 @@ func (c *Client) send(ctx context.Context, r request) (*http.Response, error) {
 	}
 }
 
-func (c *Client) once(ctx context.Context, r request) (*http.Response, error) {
-	body := r.body
-	if r.data != nil {
-		body = bytes.NewReader(r.data)
+// content returns the body for one attempt; nil if there is none.
+func (r request) content() io.Reader {
+	switch {
+	case r.ask:
+		return &askedBody{data: bytes.NewReader(r.data)}
+	case r.data != nil:
+		return bytes.NewReader(r.data)
 	}
+	return r.body
+}
+
+func (c *Client) once(ctx context.Context, r request, body io.Reader) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, r.method, c.url(r.path, r.query), body)
 	if err != nil {
 		return nil, err
@@ -75,6 +101,10 @@ func (c *Client) once(ctx context.Context, r request) (*http.Response, error) {
 	}
 	if r.body != nil && r.length != 0 {
 		req.ContentLength = r.length
+	}
+	if r.ask {
+		req.ContentLength = int64(len(r.data))
+		req.Header.Set("Expect", "100-continue")
 	}
 	c.setIdentity(req.Header)
 	return c.http.Do(req)

@@ -41,8 +41,12 @@ func hangUp(w http.ResponseWriter) {
 func TestOnlyReadsAreRepeated(t *testing.T) {
 	t.Parallel()
 	var requests atomic.Int64
+	var listens atomic.Bool
 	c := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		if requests.Add(1) <= 3 {
+			if listens.Load() {
+				_, _ = io.Copy(io.Discard, r.Body)
+			}
 			hangUp(w)
 			return
 		}
@@ -63,6 +67,8 @@ func TestOnlyReadsAreRepeated(t *testing.T) {
 	require.NoError(t, again(4, c.Capsules.Destroy(ctx, testCapsule)), "destroying twice does no harm")
 
 	procs := c.Capsule(testCapsule).Processes
+	require.NoError(t, again(4, procs.WriteStdin(ctx, "web", []byte("x"), false)), "nobody asked for the input")
+	listens.Store(true)
 	_, err = c.Capsules.Create(ctx, client.CreateCapsule{})
 	for _, err := range []error{
 		again(1, err),

@@ -72,8 +72,9 @@ func TestCutUpload(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			got := make(chan error, 1)
+			begun, got := make(chan struct{}), make(chan error, 1)
 			s := serve(t, &scripted{write: func(_ context.Context, _ string, r io.Reader, _ guest.WriteOptions) (nestbox.FileInfo, error) {
+				close(begun)
 				_, err := io.Copy(io.Discard, r)
 				got <- err
 				return nestbox.FileInfo{}, err
@@ -90,6 +91,7 @@ func TestCutUpload(t *testing.T) {
 			}()
 			_, err := feed.Write(make([]byte, 3<<20))
 			require.NoError(t, err)
+			<-begun
 			cut(s, c, cancel, feed)
 			require.Error(t, <-got, "the content is taken for whole")
 			go func() { _, _ = feed.Write(make([]byte, 1<<20)); _ = feed.Close() }()

@@ -1,6 +1,8 @@
 package envd
 
 import (
+	"bytes"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -10,6 +12,9 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/moby/sys/user"
+	"golang.org/x/sys/unix"
 
 	"github.com/nestbox/nestbox"
 )
@@ -37,8 +42,8 @@ func (a account) credential() *syscall.Credential {
 	return &syscall.Credential{Uid: a.uid, Gid: a.gid, Groups: a.groups}
 }
 
-// accounts reads the machine's users. The files are parsed when they have
-// changed, not for every start.
+// accounts reads the machine's users and groups. The files are parsed when they
+// have changed, not for every start.
 type accounts struct {
 	dir string // "/etc"
 
@@ -48,6 +53,24 @@ type accounts struct {
 	byName map[string]account
 	byUID  map[uint32]account // the first of each number, as getpwuid(3) has it
 	member map[string][]uint32
+	names  ownerNames // replaced, never changed
+}
+
+// ownerNames are the names of users and groups as they were at one time: a
+// listing asks for them once and not for every entry.
+type ownerNames struct{ users, groups map[uint32]string }
+
+// user returns a user's name, or the number if it has none.
+func (n ownerNames) user(uid uint32) string { return nameOrNumber(n.users, uid) }
+
+// group returns a group's name, or the number if it has none.
+func (n ownerNames) group(gid uint32) string { return nameOrNumber(n.groups, gid) }
+
+func nameOrNumber(names map[uint32]string, id uint32) string {
+	if name, ok := names[id]; ok {
+		return name
+	}
+	return strconv.FormatUint(uint64(id), 10)
 }
 
 // fileVersion tells two versions of a file apart.
@@ -61,16 +84,16 @@ func newAccounts(dir string) *accounts { return &accounts{dir: dir} }
 
 // find returns the account with a name or number; "" is root. CodeInvalid if
 // there is none.
-func (a *accounts) find(user string) (account, error) {
+func (a *accounts) find(name string) (account, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.refresh()
-	if user == "" {
-		user = "root"
+	if name == "" {
+		name = "root"
 	}
-	acc, ok := a.byName[user]
+	acc, ok := a.byName[name]
 	if !ok {
-		if uid, err := strconv.ParseUint(user, 10, 32); err == nil {
+		if uid, err := strconv.ParseUint(name, 10, 32); err == nil {
 			acc, ok = a.byUID[uint32(uid)]
 		}
 	}
@@ -78,21 +101,29 @@ func (a *accounts) find(user string) (account, error) {
 	case ok:
 		acc.groups = a.member[acc.name]
 		return acc, nil
-	case user == "root" || user == "0": // also on a machine without /etc/passwd
+	case name == "root" || name == "0": // also on a machine without /etc/passwd
 		return account{name: "root", home: "/root", shell: "/bin/sh"}, nil
 	}
-	return account{}, nestbox.Errorf(nestbox.CodeInvalid, "user %.80q does not exist in the capsule", user)
+	return account{}, nestbox.Errorf(nestbox.CodeInvalid, "user %.80q does not exist in the capsule", name)
+}
+
+// owners returns the names of all users and groups.
+func (a *accounts) owners() ownerNames {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.refresh()
+	return a.names
 }
 
 func (a *accounts) refresh() {
 	passwd, group := filepath.Join(a.dir, "passwd"), filepath.Join(a.dir, "group")
 	if v := versionOf(passwd); a.byName == nil || v != a.passwd {
 		a.passwd = v
-		a.byName, a.byUID = parsePasswd(passwd)
+		a.setUsers(readAccounts(passwd, user.ParsePasswd, 2, 3))
 	}
 	if v := versionOf(group); a.member == nil || v != a.group {
 		a.group = v
-		a.member = parseGroup(group)
+		a.setGroups(readAccounts(group, user.ParseGroup, 2))
 	}
 }
 
@@ -111,61 +142,84 @@ func inodeOf(info fs.FileInfo) uint64 {
 	return 0
 }
 
-// parsePasswd reads passwd(5) and skips what it does not understand.
-func parsePasswd(path string) (map[string]account, map[uint32]account) {
-	byName, byUID := map[string]account{}, map[uint32]account{}
-	for _, f := range records(path, 7) {
-		uid, err1 := strconv.ParseUint(f[2], 10, 32)
-		gid, err2 := strconv.ParseUint(f[3], 10, 32)
-		if err1 != nil || err2 != nil || f[0] == "" {
-			continue
-		}
-		acc := account{name: f[0], uid: uint32(uid), gid: uint32(gid), home: f[5], shell: f[6]}
+// setUsers takes over passwd(5). The first of each name and number counts.
+func (a *accounts) setUsers(users []user.User) {
+	a.byName, a.byUID = map[string]account{}, map[uint32]account{}
+	a.names.users = map[uint32]string{}
+	for _, u := range users {
+		acc := account{name: u.Name, uid: uint32(u.Uid), gid: uint32(u.Gid), home: u.Home, shell: u.Shell}
 		if acc.home == "" {
 			acc.home = "/"
 		}
 		if acc.shell == "" {
 			acc.shell = "/bin/sh"
 		}
-		if _, ok := byName[acc.name]; !ok {
-			byName[acc.name] = acc
+		if _, ok := a.byName[acc.name]; !ok {
+			a.byName[acc.name] = acc
 		}
-		if _, ok := byUID[acc.uid]; !ok {
-			byUID[acc.uid] = acc
+		if _, ok := a.byUID[acc.uid]; !ok {
+			a.byUID[acc.uid] = acc
+			a.names.users[acc.uid] = validText(acc.name)
 		}
 	}
-	return byName, byUID
 }
 
-// parseGroup reads group(5) and returns the groups that each user is a member
-// of.
-func parseGroup(path string) map[string][]uint32 {
-	member := map[string][]uint32{}
-	for _, f := range records(path, 4) {
-		gid, err := strconv.ParseUint(f[2], 10, 32)
-		if err != nil {
-			continue
+// setGroups takes over group(5).
+func (a *accounts) setGroups(groups []user.Group) {
+	a.member, a.names.groups = map[string][]uint32{}, map[uint32]string{}
+	for _, g := range groups {
+		gid := uint32(g.Gid)
+		if _, ok := a.names.groups[gid]; !ok {
+			a.names.groups[gid] = validText(g.Name)
 		}
-		for name := range strings.SplitSeq(f[3], ",") {
-			if name = strings.TrimSpace(name); name != "" && !slices.Contains(member[name], uint32(gid)) {
-				member[name] = append(member[name], uint32(gid))
+		for _, name := range g.List {
+			name = strings.TrimSpace(name)
+			if len(a.member[name]) < maxGroups && !slices.Contains(a.member[name], gid) {
+				a.member[name] = append(a.member[name], gid)
 			}
 		}
 	}
-	return member
 }
 
-// records returns the lines of a file that have the given number of fields.
-func records(path string, fields int) [][]string {
-	data, err := os.ReadFile(path)
+// Bounds of what is read: who is root inside can write anything there.
+const (
+	maxAccountFile = 4 << 20 // bytes
+	maxGroups      = 1 << 10 // of one user
+)
+
+// readAccounts parses one of the two files; nothing if it cannot be read. The
+// fields at numbers must be ids: the parser takes what is none for 0, which is
+// root, so such lines are left out before.
+func readAccounts[T any](path string, parse func(io.Reader) ([]T, error), numbers ...int) []T {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // it may be a FIFO
 	if err != nil {
 		return nil
 	}
-	var all [][]string
-	for line := range strings.Lines(string(data)) {
-		if f := strings.Split(strings.TrimSpace(line), ":"); len(f) == fields {
-			all = append(all, f)
+	defer f.Close()
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return nil
+	}
+	text, err := io.ReadAll(io.LimitReader(f, maxAccountFile))
+	if err != nil {
+		return nil
+	}
+	var sound bytes.Buffer
+	for line := range bytes.Lines(text) {
+		fields := bytes.Split(bytes.TrimSpace(line), []byte(":"))
+		if len(fields[0]) > 0 && !slices.ContainsFunc(numbers, func(n int) bool { return n >= len(fields) || !isID(fields[n]) }) {
+			sound.Write(append(bytes.TrimSpace(line), '\n'))
 		}
 	}
+	all, err := parse(&sound)
+	if err != nil {
+		return nil
+	}
 	return all
+}
+
+// isID reports whether b is the number of a user or group. The largest of 32
+// bits means "no change" to the kernel.
+func isID(b []byte) bool {
+	n, err := strconv.ParseUint(string(b), 10, 32)
+	return err == nil && n < 1<<32-1
 }

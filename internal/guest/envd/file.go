@@ -22,7 +22,6 @@ import (
 // wrong, and so cannot be asked for: the API's paths are UTF-8.
 type files struct {
 	accounts *accounts
-	owners   owners
 }
 
 var _ guest.Files = (*files)(nil)
@@ -57,7 +56,7 @@ func (f *files) Read(ctx context.Context, path string) (io.ReadCloser, nestbox.F
 		_ = file.Close()
 		return nil, nestbox.FileInfo{}, fileError(path, err)
 	}
-	return &openFile{ctx: ctx, path: path, file: file}, fileInfo(path, st, f.owners.names()), nil
+	return &openFile{ctx: ctx, path: path, file: file}, fileInfo(path, st, f.accounts.owners()), nil
 }
 
 func notRegular(path string, st fs.FileInfo) error {
@@ -99,7 +98,7 @@ func (f *files) Stat(ctx context.Context, path string) (nestbox.FileInfo, error)
 	if err != nil {
 		return nestbox.FileInfo{}, fileError(path, err)
 	}
-	return fileInfo(path, st, f.owners.names()), nil
+	return fileInfo(path, st, f.accounts.owners()), nil
 }
 
 // Mkdir implements guest.Files. What is made has mode 0755 and envd's owner.

@@ -190,20 +190,6 @@ func TestOverwrite(t *testing.T) {
 	requireContent(t, dir+"/f", "new")
 }
 
-func TestOwnerNames(t *testing.T) {
-	t.Parallel()
-	path := filepath.Join(t.TempDir(), "passwd")
-	var names nameFile
-	require.Empty(t, names.read(path))
-	require.NoError(t, os.WriteFile(path, []byte("root:x:0:0::/:/bin/sh\n# comment\nbad\na:x:7:7\nb:x:7:7\nneg:x:-1:0\n:x:9:9\n"), 0o600))
-	require.Equal(t, map[uint32]string{0: "root", 7: "a"}, names.read(path))
-	require.NoError(t, os.WriteFile(path, []byte("root:x:0:0::/:/bin/sh\nnew:x:8:8\n"), 0o600))
-	require.Equal(t, map[uint32]string{0: "root", 8: "new"}, names.read(path))
-	require.NoError(t, os.Remove(path))
-	require.Equal(t, "new", ownerNames{users: names.read(path)}.user(8), "the last names known stay")
-	require.Equal(t, "4294967295", ownerNames{}.group(1<<32-1))
-}
-
 func TestDialLoopback(t *testing.T) {
 	t.Parallel()
 	for _, address := range []string{"127.0.0.1:0", "[::1]:0"} {

@@ -33,7 +33,7 @@ func (f *files) List(ctx context.Context, path string, depth int) ([]nestbox.Fil
 	if !st.IsDir() {
 		return nil, nestbox.Errorf(nestbox.CodeInvalid, "%s is not a directory", path)
 	}
-	l := listing{names: f.owners.names(), entries: []nestbox.FileInfo{}}
+	l := listing{names: f.accounts.owners(), entries: []nestbox.FileInfo{}}
 	if err := l.walk(ctx, path, max(depth, 1)); err != nil {
 		return nil, fileError(path, err)
 	}

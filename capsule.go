@@ -4,25 +4,70 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // Capsule is one isolated Linux environment, as the control plane knows it.
 type Capsule struct {
-	ID           string
-	TeamID       string
-	HostID       string
-	Template     string
+	ID     string
+	TeamID string
+	HostID string
+	CapsuleSpec
 	State        CapsuleState
 	Reason       string // why it is in State, when that needs saying: "sandbox died: …"
-	Resources    Resources
-	TimeoutSec   int // inactivity limit in seconds; 0 = never
-	Metadata     map[string]string
 	CreatedAt    time.Time
 	StartedAt    time.Time // zero until it first ran
 	LastActiveAt time.Time
 	UpdatedAt    time.Time
 }
+
+// CapsuleSpec is every setting of a capsule: what a caller asks for, what the
+// store and the host agent keep, and what travels between them.
+type CapsuleSpec struct {
+	Template   string // what it starts from; "" = TemplateMinimal
+	Resources  Resources
+	TimeoutSec int               // inactivity limit in seconds; 0 = never
+	Metadata   map[string]string // the caller's own notes
+}
+
+// WithDefaults fills in what was not asked for.
+func (s CapsuleSpec) WithDefaults() CapsuleSpec {
+	if s.Template == "" {
+		s.Template = TemplateMinimal
+	}
+	s.Resources = s.Resources.WithDefaults()
+	return s
+}
+
+// Validate reports the first setting that is not possible, as CodeInvalid. It
+// wants a spec with its defaults.
+func (s CapsuleSpec) Validate() error {
+	if !ValidTemplateName(s.Template) {
+		return Errorf(CodeInvalid, "template %.80q is not a valid name: 1 to 64 letters, digits and ._- that begin with a letter or digit", s.Template)
+	}
+	if err := s.Resources.Validate(); err != nil {
+		return err
+	}
+	if s.TimeoutSec < 0 || s.TimeoutSec > MaxTimeoutSec {
+		return Errorf(CodeInvalid, "timeout_sec must be between 0 and %d, not %d", MaxTimeoutSec, s.TimeoutSec)
+	}
+	if len(s.Metadata) > MaxMetadata {
+		return Errorf(CodeInvalid, "metadata has more than %d entries", MaxMetadata)
+	}
+	for k, v := range s.Metadata {
+		if k == "" || len(k) > MaxMetadataKey || !isText(k) {
+			return Errorf(CodeInvalid, "metadata key %.80q is not 1 to %d bytes of UTF-8 without NUL", k, MaxMetadataKey)
+		}
+		if len(v) > MaxMetadataValue || !isText(v) {
+			return Errorf(CodeInvalid, "metadata value of %.80q is not at most %d bytes of UTF-8 without NUL", k, MaxMetadataValue)
+		}
+	}
+	return nil
+}
+
+func isText(s string) bool { return utf8.ValidString(s) && !strings.ContainsRune(s, 0) }
 
 // Resources are the limits of a capsule. All are always set.
 type Resources struct {
@@ -37,15 +82,17 @@ var DefaultResources = Resources{VCPUs: 1, MemoryMB: 512, DiskMB: 5120, PidsMax:
 
 // Bounds of what can be asked for.
 const (
-	MaxVCPUs      = 64
-	MinMemoryMB   = 64
-	MaxMemoryMB   = 256 << 10
-	MinDiskMB     = 16
-	MaxDiskMB     = 1 << 20
-	MinPids       = 32
-	MaxPids       = 1 << 16
-	MaxMetadata   = 64      // entries
-	MaxTimeoutSec = 1 << 31 // about 68 years
+	MaxVCPUs         = 64
+	MinMemoryMB      = 64
+	MaxMemoryMB      = 256 << 10
+	MinDiskMB        = 16
+	MaxDiskMB        = 1 << 20
+	MinPids          = 32
+	MaxPids          = 1 << 16
+	MaxMetadata      = 64      // entries
+	MaxMetadataKey   = 128     // bytes
+	MaxMetadataValue = 4096    // bytes
+	MaxTimeoutSec    = 1 << 31 // about 68 years
 )
 
 // WithDefaults replaces values that are zero or negative.

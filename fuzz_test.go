@@ -14,7 +14,7 @@ import (
 // FuzzParseSelector: what is accepted has one spelling, and names a PID if and
 // only if it is all digits.
 func FuzzParseSelector(f *testing.F) {
-	for _, s := range []string{"", "0", "1", "007", "42", "+42", "-1", " 42", "4294967338", "2147483648", "web", "web.1:a@b-c_d", "8080", "proc-0a1b2c3d", "a/b", "a\x00b", "٤٢", strings.Repeat("a", 65)} {
+	for _, s := range []string{"", "0", "1", "007", "42", "+42", "-1", " 42", "4294967338", "2147483648", "web", "web.1:a@b-c_d", "8080", "proc-0a1b2c3d", "@1", "@", "@0", "@01", "@-1", "@9007199254740991", "@9007199254740992", "a/b", "a\x00b", "٤٢", strings.Repeat("a", 65)} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
@@ -26,8 +26,10 @@ func FuzzParseSelector(f *testing.F) {
 		}
 		require.Equal(t, s, sel.String())
 		digits := strings.Trim(s, "0123456789") == ""
+		marked := strings.HasPrefix(s, "@")
+		require.Equal(t, marked, sel.ID.Valid())
 		require.Equal(t, digits, sel.PID > 0)
-		require.Equal(t, !digits, sel.Tag != "")
+		require.Equal(t, !digits && !marked, sel.Tag != "")
 		if sel.Tag != "" {
 			require.True(t, nestbox.ValidTag(sel.Tag))
 		}

@@ -88,9 +88,39 @@ func (s ProcessSpec) Validate() error {
 	return nil
 }
 
+// ProcessID names one process of a capsule for ever: unlike a PID or a tag it
+// is never used again. 0 is no process.
+type ProcessID uint64
+
+// maxProcessID is the largest that JSON numbers, SQL and protocols all carry.
+const maxProcessID = 1<<53 - 1
+
+// String returns the form that selectors and the wire have: @ and the number,
+// which is neither a PID nor a tag. It is "" for 0.
+func (id ProcessID) String() string {
+	if id == 0 {
+		return ""
+	}
+	return "@" + strconv.FormatUint(uint64(id), 10)
+}
+
+// Valid reports whether id can be that of a process.
+func (id ProcessID) Valid() bool { return id > 0 && id <= maxProcessID }
+
+// ParseProcessID reads what String writes. CodeInvalid: anything else.
+func ParseProcessID(s string) (ProcessID, error) {
+	digits, marked := strings.CutPrefix(s, "@")
+	n, err := strconv.ParseUint(digits, 10, 64)
+	if id := ProcessID(n); marked && err == nil && id.Valid() && id.String() == s {
+		return id, nil
+	}
+	return 0, Errorf(CodeInvalid, "%.40q is not a process id, such as @7", s)
+}
+
 // Process is the record of a process: alive, or dead and remembered.
 type Process struct {
-	PID       int // as seen inside the capsule; never used again for a remembered process while it is the newest of that number
+	ID        ProcessID
+	PID       int // as seen inside the capsule; the kernel may give it to another process after the exit
 	Tag       string
 	Cmd       string
 	Args      []string
@@ -135,15 +165,20 @@ const (
 	ReasonOOM       ExitReason = "oom"       // because the capsule ran out of memory
 )
 
-// Selector names one process of a capsule: all digits = PID, else tag. A tag
-// that was used again means the newest process that bears it.
+// Selector names one process of a capsule, by one of three. A PID or a tag that
+// was used again means the newest process that has it.
 type Selector struct {
-	PID int    // 0 if Tag is set
-	Tag string // "" if PID is set
+	ID  ProcessID // written @7
+	PID int       // written as digits alone
+	Tag string    // written as it is
 }
 
 // ParseSelector reads a selector as it stands in a URL.
 func ParseSelector(s string) (Selector, error) {
+	if strings.HasPrefix(s, "@") {
+		id, err := ParseProcessID(s)
+		return Selector{ID: id}, err
+	}
 	if allDigits(s) {
 		n, err := strconv.ParseInt(s, 10, 32)
 		if err != nil || n == 0 || s[0] == '0' {
@@ -152,14 +187,17 @@ func ParseSelector(s string) (Selector, error) {
 		return Selector{PID: int(n)}, nil
 	}
 	if !ValidTag(s) {
-		return Selector{}, Errorf(CodeInvalid, "%.80q is neither a PID nor a tag", s)
+		return Selector{}, Errorf(CodeInvalid, "%.80q is no process id, PID or tag", s)
 	}
 	return Selector{Tag: s}, nil
 }
 
 // String returns the form that ParseSelector reads.
 func (s Selector) String() string {
-	if s.Tag != "" {
+	switch {
+	case s.ID != 0:
+		return s.ID.String()
+	case s.Tag != "":
 		return s.Tag
 	}
 	return strconv.Itoa(s.PID)

@@ -49,7 +49,7 @@ func (b *bench) coldStart(ctx context.Context) error {
 }
 
 func (b *bench) createAndRun(ctx context.Context) (*client.Capsule, error) {
-	c, err := b.client.Capsules.Create(ctx, client.CreateCapsule{})
+	c, err := b.client.Capsules.Create(ctx, nestbox.CapsuleSpec{})
 	if err != nil {
 		return nil, err
 	}

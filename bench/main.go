@@ -119,7 +119,7 @@ func (b *bench) report() error {
 
 // capsule makes a capsule with the probe in it; free destroys it.
 func (b *bench) capsule(ctx context.Context, memoryMB int) (c *client.Capsule, free func(), err error) {
-	c, err = b.client.Capsules.Create(ctx, client.CreateCapsule{Resources: nestbox.Resources{MemoryMB: memoryMB}})
+	c, err = b.client.Capsules.Create(ctx, nestbox.CapsuleSpec{Resources: nestbox.Resources{MemoryMB: memoryMB}})
 	if err != nil {
 		return nil, nil, err
 	}

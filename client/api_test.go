@@ -24,7 +24,7 @@ func newCapsule(t *testing.T) (*client.Capsule, *apitest.Server) {
 	c, err := client.New(client.Config{BaseURL: server.URL, APIKey: server.Key})
 	require.NoError(t, err)
 	t.Cleanup(c.CloseIdle)
-	capsule, err := c.Capsules.Create(testContext(t), client.CreateCapsule{Metadata: map[string]string{"a": "b"}})
+	capsule, err := c.Capsules.Create(testContext(t), nestbox.CapsuleSpec{Metadata: map[string]string{"a": "b"}})
 	require.NoError(t, err)
 	return capsule, server
 }
@@ -41,7 +41,7 @@ func TestCapsules(t *testing.T) {
 	t.Cleanup(c.CloseIdle)
 	want := []string{first.ID}
 	for range 4 {
-		capsule, err := c.Capsules.Create(ctx, client.CreateCapsule{})
+		capsule, err := c.Capsules.Create(ctx, nestbox.CapsuleSpec{})
 		require.NoError(t, err)
 		want = append([]string{capsule.ID}, want...)
 	}

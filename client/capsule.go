@@ -25,28 +25,12 @@ type Capsule struct {
 	c *Client
 }
 
-// CreateCapsule says what to create. Zero values mean the server's defaults.
-type CreateCapsule struct {
-	Template   string
-	Resources  nestbox.Resources
-	TimeoutSec int // inactivity limit in seconds; 0 = never
-	Metadata   map[string]string
-}
-
 // Create makes a capsule and returns when it runs. It is never repeated by
-// itself: CodeUnavailable may mean that the capsule was made all the same.
-func (s *Capsules) Create(ctx context.Context, req CreateCapsule) (*Capsule, error) {
-	body := createCapsuleBody{
-		Template:   req.Template,
-		VCPUs:      req.Resources.VCPUs,
-		MemoryMB:   req.Resources.MemoryMB,
-		DiskMB:     req.Resources.DiskMB,
-		PidsMax:    req.Resources.PidsMax,
-		TimeoutSec: req.TimeoutSec,
-		Metadata:   req.Metadata,
-	}
+// itself: CodeUnavailable may mean that the capsule was made all the same. Zero
+// values of spec mean the server's defaults.
+func (s *Capsules) Create(ctx context.Context, spec nestbox.CapsuleSpec) (*Capsule, error) {
 	var out capsuleBody
-	if err := s.c.call(ctx, http.MethodPost, "/v1/capsules", nil, body, &out); err != nil {
+	if err := s.c.call(ctx, http.MethodPost, "/v1/capsules", nil, createBodyOf(spec), &out); err != nil {
 		return nil, err
 	}
 	return s.c.capsuleOf(out), nil
@@ -165,6 +149,18 @@ type createCapsuleBody struct {
 	Metadata   map[string]string `json:"metadata,omitempty"`
 }
 
+func createBodyOf(s nestbox.CapsuleSpec) createCapsuleBody {
+	return createCapsuleBody{
+		Template:   s.Template,
+		VCPUs:      s.Resources.VCPUs,
+		MemoryMB:   s.Resources.MemoryMB,
+		DiskMB:     s.Resources.DiskMB,
+		PidsMax:    s.Resources.PidsMax,
+		TimeoutSec: s.TimeoutSec,
+		Metadata:   s.Metadata,
+	}
+}
+
 type capsuleBody struct {
 	ID           string            `json:"id"`
 	Status       string            `json:"status"`
@@ -184,13 +180,15 @@ type capsuleBody struct {
 
 func (b capsuleBody) domain() nestbox.Capsule {
 	return nestbox.Capsule{
-		ID:           b.ID,
-		Template:     b.Template,
+		ID: b.ID,
+		CapsuleSpec: nestbox.CapsuleSpec{
+			Template:   b.Template,
+			Resources:  nestbox.Resources{VCPUs: b.VCPUs, MemoryMB: b.MemoryMB, DiskMB: b.DiskMB, PidsMax: b.PidsMax},
+			TimeoutSec: b.TimeoutSec,
+			Metadata:   b.Metadata,
+		},
 		State:        nestbox.CapsuleState(b.Status),
 		Reason:       b.Reason,
-		Resources:    nestbox.Resources{VCPUs: b.VCPUs, MemoryMB: b.MemoryMB, DiskMB: b.DiskMB, PidsMax: b.PidsMax},
-		TimeoutSec:   b.TimeoutSec,
-		Metadata:     b.Metadata,
 		CreatedAt:    b.CreatedAt,
 		StartedAt:    b.StartedAt,
 		LastActiveAt: b.LastActiveAt,

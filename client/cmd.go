@@ -65,6 +65,7 @@ type Cmd struct {
 
 // Process is a started process.
 type Process struct {
+	ID  nestbox.ProcessID
 	PID int
 	Tag string
 
@@ -73,12 +74,12 @@ type Process struct {
 
 // Kill ends the process and everything it started, at once.
 func (p *Process) Kill(ctx context.Context) error {
-	return p.procs.Kill(ctx, selector(p.PID), Kill{})
+	return p.procs.Kill(ctx, selector(p.ID), Kill{})
 }
 
 // Signal sends a signal, by name, to the process and its process group.
 func (p *Process) Signal(ctx context.Context, name string) error {
-	return p.procs.Signal(ctx, selector(p.PID), name)
+	return p.procs.Signal(ctx, selector(p.ID), name)
 }
 
 // Command returns a Cmd that runs name, with args, in the capsule.
@@ -136,7 +137,7 @@ func (c *Cmd) Start() error {
 		c.closePipes(err)
 		return err
 	}
-	c.Process = &Process{PID: stream.pid, Tag: stream.tag, procs: c.procs}
+	c.Process = &Process{ID: stream.id, PID: stream.pid, Tag: stream.tag, procs: c.procs}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(c.ctx))
 	c.run = &running{stream: stream, cancel: cancel, ended: make(chan struct{})}
 	c.startFeeding(ctx)
@@ -324,8 +325,8 @@ func (c *Cmd) settle(ctx context.Context, cause error) {
 	if c.run.exit != nil {
 		return
 	}
-	proc, err := c.procs.Get(ctx, selector(c.Process.PID))
-	if err == nil && proc.Tag == c.Process.Tag {
+	proc, err := c.procs.Get(ctx, selector(c.Process.ID))
+	if err == nil {
 		c.run.exit = proc.Exit
 	}
 }

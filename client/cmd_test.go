@@ -46,7 +46,7 @@ func TestOutputIsExactUnderRandomCuts(t *testing.T) {
 				s.cut = func() bool { return false }
 				s.budget = func() int { cuts.Add(1); return 400 + rand.IntN(20_000) }
 			}
-			s.refuse = func() bool { return s.known(fmt.Sprint(testPID)) && rand.IntN(5) == 0 && refusals.Add(1) > 0 }
+			s.refuse = func() bool { return s.known(testID) && rand.IntN(5) == 0 && refusals.Add(1) > 0 }
 			var want [2]bytes.Buffer
 			done := make(chan struct{})
 			go func() {
@@ -238,7 +238,7 @@ func TestForgottenProcess(t *testing.T) {
 	require.NoError(t, cmd.Start())
 	<-stdout.reached
 	s.mu.Lock()
-	s.tag = "proc-other" // the same PID, but another process
+	s.id, s.tag = "@8", "proc-other" // the same PID, but another process
 	s.mu.Unlock()
 	s.hangUp()
 	err := cmd.Wait()

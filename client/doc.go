@@ -2,7 +2,7 @@
 // and ports, over the HTTP API.
 //
 //	c, err := client.New(client.FromEnv(os.Getenv))
-//	capsule, err := c.Capsules.Create(ctx, client.CreateCapsule{})
+//	capsule, err := c.Capsules.Create(ctx, nestbox.CapsuleSpec{})
 //	defer capsule.Destroy(ctx)
 //	cmd := capsule.Command("python3", "-m", "http.server", "8000")
 //	cmd.Stdout = os.Stdout

@@ -14,6 +14,7 @@ import (
 
 // ExecResult is what became of a foreground command.
 type ExecResult struct {
+	ID             nestbox.ProcessID
 	PID            int
 	Stdout, Stderr []byte
 	Exit           nestbox.Exit // At is not set
@@ -55,7 +56,7 @@ const maxCollect = 32 << 20
 func (p *Processes) collect(ctx context.Context, proc nestbox.Process) (ExecResult, error) {
 	s := p.streamOf(proc, 0, untilExit)
 	defer s.Close()
-	res := ExecResult{PID: proc.PID}
+	res := ExecResult{ID: proc.ID, PID: proc.PID}
 	for {
 		ev, err := s.Next(ctx)
 		if errors.Is(err, io.EOF) {
@@ -82,6 +83,7 @@ func (p *Processes) collect(ctx context.Context, proc nestbox.Process) (ExecResu
 }
 
 type execResultBody struct {
+	ID         wireID `json:"id"`
 	PID        int    `json:"pid"`
 	Stdout     string `json:"stdout"`
 	Stderr     string `json:"stderr"`
@@ -95,7 +97,7 @@ type execResultBody struct {
 
 func (b execResultBody) result() (ExecResult, error) {
 	res := ExecResult{
-		PID: b.PID, Stdout: []byte(b.Stdout), Stderr: []byte(b.Stderr),
+		ID: nestbox.ProcessID(b.ID), PID: b.PID, Stdout: []byte(b.Stdout), Stderr: []byte(b.Stderr),
 		Exit:      nestbox.Exit{Code: b.ExitCode, Signal: b.Signal, Reason: nestbox.ExitReason(b.Reason)},
 		Truncated: b.Truncated, Duration: time.Duration(b.DurationMS) * time.Millisecond,
 	}
@@ -129,9 +131,8 @@ func (p *Processes) startStream(ctx context.Context, spec nestbox.ProcessSpec, u
 		if err != nil {
 			return nil, err
 		}
-		s.pid, s.tag = proc.PID, proc.Tag
+		s.id, s.pid, s.tag = proc.ID, proc.PID, proc.Tag
 	}
-	s.sel = selector(s.pid)
 	return s, nil
 }
 
@@ -162,5 +163,6 @@ func (c *Client) askStart(ctx context.Context, conn *streamConn, body execBody, 
 	case f.Type != frameStart:
 		return nestbox.Errorf(nestbox.CodeInternal, "the server sent %.40q where start was expected", f.Type)
 	}
-	return s.identify(f)
+	s.id, s.pid, s.tag = nestbox.ProcessID(f.ID), f.PID, f.Tag
+	return nil
 }

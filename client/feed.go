@@ -62,7 +62,7 @@ func (c *Cmd) feed(ctx context.Context) error {
 func (c *Cmd) writeInput(ctx context.Context, data []byte, eof bool) error {
 	wait := newBackoff(c.procs.c.reconnectFor)
 	for {
-		err := c.procs.WriteStdin(ctx, selector(c.Process.PID), data, eof)
+		err := c.procs.WriteStdin(ctx, selector(c.Process.ID), data, eof)
 		var e *Error
 		switch {
 		case err == nil, ctx.Err() != nil:

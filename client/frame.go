@@ -30,6 +30,7 @@ const (
 // frame is one message of an output stream.
 type frame struct {
 	Type     string          `json:"type"`
+	ID       wireID          `json:"id"`
 	PID      int             `json:"pid"`
 	Tag      string          `json:"tag"`
 	RawData  json.RawMessage `json:"data"` // base64 of output; text of an error

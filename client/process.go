@@ -6,22 +6,22 @@ import (
 	"math"
 	"net/http"
 	"net/url"
-	"strconv"
 	"time"
 
 	"github.com/nestbox/nestbox"
 )
 
 // Processes are the processes of one capsule that were started through the
-// API, dead ones included as long as they are remembered. A selector is a PID
-// in decimal, or a tag, which means the newest process that bears it.
+// API, dead ones included as long as they are remembered. A selector is a
+// process id, which is never used again (nestbox.ProcessID.String), a PID in
+// decimal, or a tag; the latter two mean the newest process that has it.
 type Processes struct {
 	c       *Client
 	capsule string
 }
 
 // Start starts a process in the background and returns once its program has
-// been exec'ed. Of the record, PID and Tag are set, and what spec says.
+// been exec'ed. Of the record, ID, PID and Tag are set, and what spec says.
 //
 // If the connection breaks while the answer is awaited, Start asks for the
 // process by the tag it chose. With a tag in spec it cannot tell, and returns
@@ -31,6 +31,7 @@ func (p *Processes) Start(ctx context.Context, spec nestbox.ProcessSpec) (nestbo
 	body := execBodyOf(spec)
 	body.Background = true
 	var out struct {
+		ID  wireID `json:"id"`
 		PID int    `json:"pid"`
 		Tag string `json:"tag"`
 	}
@@ -39,7 +40,7 @@ func (p *Processes) Start(ctx context.Context, spec nestbox.ProcessSpec) (nestbo
 		return p.startedAnyway(ctx, spec.Tag, own, err)
 	}
 	return nestbox.Process{
-		PID: out.PID, Tag: out.Tag, Cmd: spec.Cmd, Args: spec.Args, Cwd: spec.Cwd, User: spec.User, Stdin: spec.Stdin,
+		ID: nestbox.ProcessID(out.ID), PID: out.PID, Tag: out.Tag, Cmd: spec.Cmd, Args: spec.Args, Cwd: spec.Cwd, User: spec.User, Stdin: spec.Stdin,
 	}, nil
 }
 
@@ -132,16 +133,16 @@ const longPoll = 30 * time.Second
 // connections and restarts of the server, for as long as the Config allows.
 func (p *Processes) Wait(ctx context.Context, sel string) (nestbox.Process, error) {
 	var lost *backoff
-	pid := 0
 	for {
 		proc, err := p.get(ctx, sel, url.Values{"wait": {longPoll.String()}})
 		switch {
-		case err == nil && pid != 0 && proc.PID != pid:
-			return nestbox.Process{}, nestbox.Errorf(nestbox.CodeNotFound, "process %d (%s) is no longer remembered: its exit is unknown", pid, sel)
 		case err == nil && !proc.Running():
 			return proc, nil
 		case err == nil:
-			lost, pid = nil, proc.PID
+			lost = nil
+			if proc.ID != 0 {
+				sel = selector(proc.ID) // and no other one
+			}
 		case !p.mayComeBack(ctx, err):
 			return nestbox.Process{}, err
 		default:
@@ -298,6 +299,7 @@ func execBodyOf(s nestbox.ProcessSpec) execBody {
 }
 
 type processBody struct {
+	ID        wireID    `json:"id"`
 	PID       int       `json:"pid"`
 	Tag       string    `json:"tag"`
 	Cmd       string    `json:"cmd"`
@@ -325,7 +327,7 @@ type exitBody struct {
 
 func (b processBody) domain() nestbox.Process {
 	proc := nestbox.Process{
-		PID: b.PID, Tag: b.Tag, Cmd: b.Cmd, Args: b.Args, Cwd: b.Cwd, User: b.User, Stdin: b.Stdin, StartedAt: b.StartedAt,
+		ID: nestbox.ProcessID(b.ID), PID: b.PID, Tag: b.Tag, Cmd: b.Cmd, Args: b.Args, Cwd: b.Cwd, User: b.User, Stdin: b.Stdin, StartedAt: b.StartedAt,
 		Output: nestbox.OutputState{
 			Start: b.Output.Start, End: b.Output.End,
 			Stdout: b.Output.StdoutBytes, Stderr: b.Output.StderrBytes, Closed: b.Output.Closed,
@@ -337,7 +339,18 @@ func (b processBody) domain() nestbox.Process {
 	return proc
 }
 
-// selector returns the selector that means this process and, as far as can be,
-// no other: a PID is not given to another process while the record is the
-// newest of that number.
-func selector(pid int) string { return strconv.Itoa(pid) }
+// selector returns the selector that means this process and no other.
+func selector(id nestbox.ProcessID) string { return id.String() }
+
+// wireID is a process id in JSON.
+type wireID nestbox.ProcessID
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (id *wireID) UnmarshalText(text []byte) error {
+	if len(text) == 0 { // of a capsule that is older than process ids
+		return nil
+	}
+	parsed, err := nestbox.ParseProcessID(string(text))
+	*id = wireID(parsed)
+	return err
+}

@@ -37,6 +37,7 @@ type script struct {
 	kept    int64 // offset of the oldest byte that is kept
 	end     int64
 	exit    map[string]any // nil while it runs
+	id      string
 	tag     string
 	stdin   []byte
 	stdinCh chan struct{} // closed at end of file
@@ -65,10 +66,14 @@ type chunk struct {
 	data   []byte
 }
 
-const testPID = 42
+const (
+	testPID = 42
+	testID  = "@7" // of the first process
+)
 
 func newScript() *script {
 	s := &script{
+		id:      testID,
 		stdinCh: make(chan struct{}),
 		conns:   map[*websocket.Conn]bool{},
 		cut:     func() bool { return false },
@@ -190,7 +195,7 @@ func (s *script) hangUp() {
 func (s *script) known(sel string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.tag != "" && (sel == s.tag || sel == strconv.Itoa(testPID))
+	return s.tag != "" && (sel == s.tag || sel == s.id)
 }
 
 func (s *script) get(w http.ResponseWriter, r *http.Request) {
@@ -206,7 +211,7 @@ func (s *script) get(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	reply(w, 200, map[string]any{
-		"pid": testPID, "tag": s.tag, "exit": s.exit, "stdin": true,
+		"id": s.id, "pid": testPID, "tag": s.tag, "exit": s.exit, "stdin": true,
 		"output": map[string]any{"start": s.kept, "end": s.end},
 	})
 }
@@ -298,7 +303,7 @@ func (s *script) stream(ctx context.Context, ws *websocket.Conn, at int64, until
 	s.mu.Lock()
 	tag := s.tag
 	s.mu.Unlock()
-	if !send(map[string]any{"type": "start", "pid": testPID, "tag": tag}) {
+	if !send(map[string]any{"type": "start", "id": s.id, "pid": testPID, "tag": tag}) {
 		return
 	}
 	for {

@@ -30,9 +30,9 @@ type Attach struct {
 // not kept any more is an EventGap. It is used by one goroutine at a time.
 type Stream struct {
 	procs *Processes
-	sel   string
-	pid   int    // 0 until known
-	tag   string // set with pid
+	id    nestbox.ProcessID // 0 until known
+	pid   int               // set with id
+	tag   string            // set with id
 	until string
 	hold  bool // the process waits for us
 
@@ -72,7 +72,7 @@ func (p *Processes) Attach(ctx context.Context, sel string, how Attach) (*Stream
 
 // streamOf returns a stream that is not connected yet.
 func (p *Processes) streamOf(proc nestbox.Process, from int64, until string) *Stream {
-	return &Stream{procs: p, sel: selector(proc.PID), pid: proc.PID, tag: proc.Tag, until: until, next: from}
+	return &Stream{procs: p, id: proc.ID, pid: proc.PID, tag: proc.Tag, until: until, next: from}
 }
 
 // beginning returns the offset that since means. A stream always resumes from
@@ -89,6 +89,9 @@ func beginning(since nestbox.Since, log nestbox.OutputState) int64 {
 		return log.Start
 	}
 }
+
+// ID returns the process's id.
+func (s *Stream) ID() nestbox.ProcessID { return s.id }
 
 // PID returns the process's PID.
 func (s *Stream) PID() int { return s.pid }
@@ -163,7 +166,7 @@ func (s *Stream) hangUp() {
 // connect attaches at the offset that was reached, and keeps trying for as
 // long as the Config allows.
 func (s *Stream) connect(ctx context.Context) error {
-	path, err := s.procs.path(s.sel, "/stream")
+	path, err := s.procs.path(selector(s.id), "/stream")
 	if err != nil {
 		return err
 	}
@@ -206,8 +209,6 @@ func (s *Stream) pause(ctx context.Context, err error) error {
 // gap, whether the server says so or not.
 func (s *Stream) accept(f frame) (ev nestbox.OutputEvent, ok bool, err error) {
 	switch f.Type {
-	case frameStart:
-		return ev, false, s.identify(f)
 	case frameStdout, frameStderr:
 		return s.acceptData(f)
 	case frameGap:
@@ -225,17 +226,6 @@ func (s *Stream) accept(f frame) (ev nestbox.OutputEvent, ok bool, err error) {
 		return nestbox.OutputEvent{Kind: nestbox.EventClosed, Offset: f.Offset}, true, nil
 	}
 	return ev, false, nil // a frame of a later version
-}
-
-// identify makes sure that the process is still the one that was attached to.
-func (s *Stream) identify(f frame) error {
-	if s.pid == 0 {
-		s.pid, s.tag = f.PID, f.Tag
-	}
-	if f.PID != s.pid || (f.Tag != "" && f.Tag != s.tag) {
-		return nestbox.Errorf(nestbox.CodeNotFound, "process %d (%s) is no longer remembered: its output and exit are unknown", s.pid, s.tag)
-	}
-	return nil
 }
 
 // gap goes on at offset to.

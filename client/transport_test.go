@@ -69,7 +69,7 @@ func TestOnlyReadsAreRepeated(t *testing.T) {
 	procs := c.Capsule(testCapsule).Processes
 	require.NoError(t, again(4, procs.WriteStdin(ctx, "web", []byte("x"), false)), "nobody asked for the input")
 	listens.Store(true)
-	_, err = c.Capsules.Create(ctx, client.CreateCapsule{})
+	_, err = c.Capsules.Create(ctx, nestbox.CapsuleSpec{})
 	for _, err := range []error{
 		again(1, err),
 		again(1, procs.Signal(ctx, "web", "HUP")),
@@ -95,7 +95,7 @@ func TestRefusedConnections(t *testing.T) {
 	ctx := testContext(t)
 	created := make(chan error, 1)
 	go func() {
-		_, err := c.Capsules.Create(ctx, client.CreateCapsule{})
+		_, err := c.Capsules.Create(ctx, nestbox.CapsuleSpec{})
 		created <- err
 	}()
 	second := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {

@@ -8,13 +8,13 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"strconv"
 	"sync"
 	"syscall"
 	"time"
 
 	"github.com/nestbox/nestbox"
+	"github.com/nestbox/nestbox/internal/durable"
 	"github.com/nestbox/nestbox/internal/guest"
 	"github.com/nestbox/nestbox/internal/guest/envd"
 	"github.com/nestbox/nestbox/internal/guest/guestrpc"
@@ -86,11 +86,7 @@ func writePort(path string, addr net.Addr) error {
 	if !ok {
 		return errors.New("no TCP address: " + addr.String())
 	}
-	temp := filepath.Join(filepath.Dir(path), "."+filepath.Base(path)+".tmp")
-	if err := os.WriteFile(temp, []byte(strconv.Itoa(tcp.Port)+"\n"), 0o644); err != nil {
-		return err
-	}
-	return os.Rename(temp, path)
+	return durable.WriteFile(path, []byte(strconv.Itoa(tcp.Port)+"\n"), 0o644)
 }
 
 // withSignals returns a context that SIGTERM and SIGINT end, unless envd is

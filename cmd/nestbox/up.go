@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -22,6 +21,7 @@ import (
 	"github.com/nestbox/nestbox/internal/api"
 	"github.com/nestbox/nestbox/internal/config"
 	"github.com/nestbox/nestbox/internal/control"
+	"github.com/nestbox/nestbox/internal/durable"
 	"github.com/nestbox/nestbox/internal/edge"
 	"github.com/nestbox/nestbox/internal/envdbin"
 	"github.com/nestbox/nestbox/internal/hostagent"
@@ -193,7 +193,7 @@ func hostID(dir string) (string, error) {
 		return "", err
 	}
 	id := nestbox.NewID(nestbox.PrefixHost)
-	return id, writeFile(path, id)
+	return id, durable.WriteFile(path, []byte(id), 0o600)
 }
 
 // writeFirstKey makes the first team and key of a new installation and puts
@@ -212,7 +212,7 @@ func writeFirstKey(ctx context.Context, ctl *control.Control, dir string) error 
 	if err != nil {
 		return fmt.Errorf("make the first API key: %w", err)
 	}
-	return writeFile(path, secret+"\n")
+	return durable.WriteFile(path, []byte(secret+"\n"), 0o600)
 }
 
 func furtherKey(ctx context.Context, keys *control.Keys) (string, error) {
@@ -222,20 +222,6 @@ func furtherKey(ctx context.Context, keys *control.Keys) (string, error) {
 	}
 	_, secret, err := keys.Create(ctx, teams[0].ID, "first, made again")
 	return secret, err
-}
-
-// writeFile writes a small private file whole or not at all.
-func writeFile(path, content string) error {
-	tmp := path + ".new"
-	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = io.WriteString(f, content)
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(tmp, path)
 }
 
 // memoryMB returns the memory of this machine in MiB.

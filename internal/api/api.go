@@ -129,20 +129,7 @@ type CapsulePath struct {
 // ProcessPath is what every path about one process has in it.
 type ProcessPath struct {
 	CapsulePath
-	Selector string `path:"selector" doc:"All digits: a PID. Anything else: a tag, which means the newest process that bears it" example:"web"`
-}
-
-// processes returns the processes of the capsule, and the selector of the path.
-func (s *server) processes(ctx context.Context, caller control.Caller, p ProcessPath) (guest.Processes, nestbox.Selector, error) {
-	sel, err := nestbox.ParseSelector(p.Selector)
-	if err != nil {
-		return nil, sel, err
-	}
-	g, err := s.control.Capsules.Guest(ctx, caller, p.ID)
-	if err != nil {
-		return nil, sel, err
-	}
-	return g.Processes(), sel, nil
+	Selector string `path:"selector" doc:"A process id, such as @7; all digits: a PID; anything else: a tag. A PID or a tag means the newest process that has it" example:"web"`
 }
 
 // files returns the files of the capsule, for an operation on path.

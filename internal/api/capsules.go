@@ -71,6 +71,15 @@ type createCapsuleBody struct {
 	Metadata   map[string]string `json:"metadata,omitempty" doc:"The caller's own notes, shown again; at most 64"`
 }
 
+func (b createCapsuleBody) spec() nestbox.CapsuleSpec {
+	return nestbox.CapsuleSpec{
+		Template:   b.Template,
+		Resources:  nestbox.Resources{VCPUs: b.VCPUs, MemoryMB: b.MemoryMB, DiskMB: b.DiskMB, PidsMax: b.PidsMax},
+		TimeoutSec: max(b.TimeoutSec, 0),
+		Metadata:   b.Metadata,
+	}
+}
+
 type createCapsuleInput struct {
 	Body *createCapsuleBody
 }
@@ -144,12 +153,7 @@ func (s *server) createCapsule(ctx context.Context, caller control.Caller, in *c
 	if in.Body != nil {
 		body = *in.Body
 	}
-	c, err := s.control.Capsules.Create(ctx, caller, control.CreateCapsule{
-		Template:   body.Template,
-		Resources:  nestbox.Resources{VCPUs: body.VCPUs, MemoryMB: body.MemoryMB, DiskMB: body.DiskMB, PidsMax: body.PidsMax},
-		TimeoutSec: max(body.TimeoutSec, 0),
-		Metadata:   body.Metadata,
-	})
+	c, err := s.control.Capsules.Create(ctx, caller, body.spec())
 	if err != nil {
 		return nil, err
 	}

@@ -52,6 +52,7 @@ type execOutput struct {
 type execResult struct {
 	SandboxID  string `json:"sandbox_id"`
 	Cmd        string `json:"cmd"`
+	ID         string `json:"id" doc:"The process's id"`
 	PID        int    `json:"pid"`
 	Stdout     string `json:"stdout"`
 	Stderr     string `json:"stderr"`
@@ -67,6 +68,7 @@ type execResult struct {
 type execStarted struct {
 	SandboxID string `json:"sandbox_id"`
 	Cmd       string `json:"cmd"`
+	ID        string `json:"id" doc:"The process's id, which is never used again in its capsule"`
 	PID       int    `json:"pid"`
 	Tag       string `json:"tag"`
 }
@@ -84,10 +86,10 @@ func (s *server) registerExec() {
 	register(s, o, s.exec)
 	op := s.documented(o)
 	op.Responses["200"].Content = s.jsonContent(execResult{
-		SandboxID: exampleCapsule().ID, Cmd: "echo", PID: 7, Stdout: "hello\n", DurationMS: 3, Encoding: "utf-8", Reason: "exited",
+		SandboxID: exampleCapsule().ID, Cmd: "echo", ID: "@3", PID: 7, Stdout: "hello\n", DurationMS: 3, Encoding: "utf-8", Reason: "exited",
 	})
 	accepted := errorResponse(http.StatusAccepted)
-	accepted.Content = s.jsonContent(execStarted{SandboxID: exampleCapsule().ID, Cmd: "python3", PID: 7, Tag: "web"})
+	accepted.Content = s.jsonContent(execStarted{SandboxID: exampleCapsule().ID, Cmd: "python3", ID: "@3", PID: 7, Tag: "web"})
 	op.Responses["202"] = accepted
 }
 
@@ -107,7 +109,7 @@ func (s *server) exec(ctx context.Context, caller control.Caller, in *execInput)
 		return nil, err
 	}
 	out := execResult{
-		SandboxID: in.ID, Cmd: spec.Cmd, PID: res.Process.PID,
+		SandboxID: in.ID, Cmd: spec.Cmd, ID: res.Process.ID.String(), PID: res.Process.PID,
 		DurationMS: res.Duration.Milliseconds(), Truncated: res.Truncated,
 	}
 	out.Stdout, out.Stderr, out.Encoding = encodeStreams(res.Stdout, res.Stderr)
@@ -126,16 +128,12 @@ func encodeStreams(stdout, stderr []byte) (out, errs, encoding string) {
 }
 
 func (s *server) execBackground(ctx context.Context, caller control.Caller, id string, spec nestbox.ProcessSpec) (*execOutput, error) {
-	g, err := s.control.Capsules.Guest(ctx, caller, id)
-	if err != nil {
-		return nil, err
-	}
-	p, _, err := g.Processes().Start(ctx, spec, nil)
+	p, err := s.control.Processes.Start(ctx, caller, id, spec)
 	if err != nil {
 		return nil, err
 	}
 	return &execOutput{
 		Status: http.StatusAccepted,
-		Body:   execStarted{SandboxID: id, Cmd: spec.Cmd, PID: p.PID, Tag: p.Tag},
+		Body:   execStarted{SandboxID: id, Cmd: spec.Cmd, ID: p.ID.String(), PID: p.PID, Tag: p.Tag},
 	}, nil
 }

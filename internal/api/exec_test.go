@@ -20,7 +20,7 @@ func TestExecForeground(t *testing.T) {
 	r.call(http.MethodPost, execPath, `{"cmd":"echo","args":["hello","<wörld>"]}`).expect(http.StatusOK).decode(&out)
 	require.GreaterOrEqual(t, out.DurationMS, int64(0))
 	out.DurationMS = 0
-	require.Equal(t, execResult{SandboxID: r.capsule, Cmd: "echo", PID: 1, Stdout: "hello <wörld>\n", Encoding: "utf-8", Reason: "exited"}, out)
+	require.Equal(t, execResult{SandboxID: r.capsule, Cmd: "echo", ID: "@11", PID: 1, Stdout: "hello <wörld>\n", Encoding: "utf-8", Reason: "exited"}, out)
 
 	r.call(http.MethodPost, execPath, `{"cmd":"timeout","timeout_sec":1}`).expect(http.StatusOK).decode(&out)
 	require.Equal(t, []any{137, "SIGKILL", "timeout", "so far"}, []any{out.ExitCode, out.Signal, out.Reason, out.Stderr})
@@ -38,7 +38,7 @@ func TestExecBackground(t *testing.T) {
 	var out execStarted
 	r.call(http.MethodPost, execPath, `{"cmd":"quiet","background":true}`).expect(http.StatusAccepted).decode(&out)
 	require.Regexp(t, `^proc-[0-9a-f]{8}$`, out.Tag)
-	require.Equal(t, execStarted{SandboxID: r.capsule, Cmd: "quiet", PID: 1, Tag: out.Tag}, out)
+	require.Equal(t, execStarted{SandboxID: r.capsule, Cmd: "quiet", ID: "@11", PID: 1, Tag: out.Tag}, out)
 }
 
 func TestProcesses(t *testing.T) {

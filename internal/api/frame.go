@@ -20,23 +20,27 @@ const maxFrameData = 16 << 10
 type (
 	startFrame struct {
 		Type string `json:"type" enum:"start"`
+		ID   string `json:"id" doc:"The process's id, as in every frame but error"`
 		PID  int    `json:"pid"`
 		Tag  string `json:"tag"`
 	}
 	outputFrame struct {
 		Type   string `json:"type" enum:"stdout,stderr"`
+		ID     string `json:"id"`
 		Data   string `json:"data" doc:"Text, never cut inside a rune, or base64 if that was asked for"`
 		Offset int64  `json:"offset" doc:"Of the first byte of data"`
 		End    int64  `json:"end" doc:"Where to resume after this frame"`
 	}
 	gapFrame struct {
 		Type   string `json:"type" enum:"gap"`
+		ID     string `json:"id"`
 		From   int64  `json:"from" doc:"First byte that is no longer kept"`
 		To     int64  `json:"to" doc:"First byte that is kept"`
 		Offset int64  `json:"offset" doc:"The same as from"`
 	}
 	exitFrame struct {
 		Type     string `json:"type" enum:"exit"`
+		ID       string `json:"id"`
 		ExitCode int    `json:"exit_code" doc:"Exit status, or 128 + the signal's number"`
 		Signal   string `json:"signal,omitempty"`
 		Reason   string `json:"reason" enum:"exited,signalled,killed,timeout,oom"`
@@ -44,6 +48,7 @@ type (
 	}
 	closedFrame struct {
 		Type   string `json:"type" enum:"output_closed"`
+		ID     string `json:"id"`
 		Offset int64  `json:"offset" doc:"End of the log, for good"`
 	}
 	errorFrame struct {
@@ -56,13 +61,14 @@ type (
 // encodedFrame is an outputFrame whose data becomes base64 as it is written,
 // which costs half of what it costs by way of a string.
 type encodedFrame struct {
+	id          string
 	stream      nestbox.Stream
 	data        []byte // valid until it is sent
 	offset, end int64
 }
 
 func (f encodedFrame) write(buf *bytes.Buffer) {
-	fmt.Fprintf(buf, `{"type":%q,"data":"`, f.stream)
+	fmt.Fprintf(buf, `{"type":%q,"id":%q,"data":"`, f.stream, f.id)
 	buf.Grow(base64.StdEncoding.EncodedLen(len(f.data)))
 	buf.Write(base64.StdEncoding.AppendEncode(buf.AvailableBuffer(), f.data))
 	fmt.Fprintf(buf, `","offset":%d,"end":%d}`, f.offset, f.end)
@@ -85,6 +91,7 @@ func encodeFrame(buf *bytes.Buffer, frame any) error {
 
 // framer turns the events of an output log into frames.
 type framer struct {
+	id     string                          // of the process
 	base64 bool                            // data is base64, cut anywhere
 	only   nestbox.Stream                  // "" = both
 	send   func(frame any, at int64) error // at is where to resume after the frame
@@ -97,8 +104,8 @@ type heldRune struct {
 	bytes  []byte // shorter than utf8.UTFMax
 }
 
-func newFramer(base64 bool, only nestbox.Stream, send func(any, int64) error) *framer {
-	return &framer{base64: base64, only: only, send: send, held: map[nestbox.Stream]heldRune{}}
+func newFramer(id nestbox.ProcessID, base64 bool, only nestbox.Stream, send func(any, int64) error) *framer {
+	return &framer{id: id.String(), base64: base64, only: only, send: send, held: map[nestbox.Stream]heldRune{}}
 }
 
 // event sends what ev amounts to. An error is one of sending.
@@ -116,14 +123,14 @@ func (f *framer) event(ev nestbox.OutputEvent) error {
 		if err := f.flush(); err != nil {
 			return err
 		}
-		return f.send(gapFrame{"gap", ev.Offset, ev.To, ev.Offset}, ev.To)
+		return f.send(gapFrame{"gap", f.id, ev.Offset, ev.To, ev.Offset}, ev.To)
 	case nestbox.EventExit:
-		return f.send(exitFrame{"exit", ev.Exit.Code, ev.Exit.Signal, string(ev.Exit.Reason), ev.Offset}, f.resume(ev.Offset))
+		return f.send(exitFrame{"exit", f.id, ev.Exit.Code, ev.Exit.Signal, string(ev.Exit.Reason), ev.Offset}, f.resume(ev.Offset))
 	case nestbox.EventClosed:
 		if err := f.flush(); err != nil {
 			return err
 		}
-		return f.send(closedFrame{"output_closed", ev.Offset}, ev.Offset)
+		return f.send(closedFrame{"output_closed", f.id, ev.Offset}, ev.Offset)
 	}
 	return nil
 }
@@ -132,7 +139,7 @@ func (f *framer) encoded(stream nestbox.Stream, offset int64, data []byte) error
 	for len(data) > 0 {
 		n := min(len(data), maxFrameData)
 		end := offset + int64(n)
-		if err := f.send(encodedFrame{stream, data[:n], offset, end}, end); err != nil {
+		if err := f.send(encodedFrame{f.id, stream, data[:n], offset, end}, end); err != nil {
 			return err
 		}
 		offset, data = end, data[n:]
@@ -175,7 +182,7 @@ func (f *framer) text(stream nestbox.Stream, offset int64, data []byte) error {
 
 func (f *framer) sendText(stream nestbox.Stream, offset int64, data []byte, end int64) error {
 	end = f.resume(end)
-	return f.send(outputFrame{string(stream), string(data), offset, end}, end)
+	return f.send(outputFrame{string(stream), f.id, string(data), offset, end}, end)
 }
 
 // resume returns where to resume so that nothing is lost: before what is held

@@ -58,12 +58,16 @@ func (s *scriptedProcesses) wake() {
 	s.changed = make(chan struct{})
 }
 
+func (p *scripted) named(sel nestbox.Selector) bool {
+	return p.ID == sel.ID || p.PID == sel.PID || p.Tag == sel.Tag
+}
+
 // change finds a process and changes it.
 func (s *scriptedProcesses) change(sel nestbox.Selector, do func(*scripted)) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, p := range slices.Backward(s.list) {
-		if p.PID == sel.PID || p.Tag == sel.Tag {
+		if p.named(sel) {
 			do(p)
 			s.wake()
 			return nil
@@ -97,7 +101,7 @@ func (s *scriptedProcesses) Start(_ context.Context, spec nestbox.ProcessSpec, a
 		}
 	}
 	p := &scripted{Process: nestbox.Process{
-		PID: len(s.list) + 1, Tag: spec.Tag, Cmd: spec.Cmd, Args: spec.Args, Cwd: spec.Cwd, User: "root",
+		ID: nestbox.ProcessID(len(s.list) + 11), PID: len(s.list) + 1, Tag: spec.Tag, Cmd: spec.Cmd, Args: spec.Args, Cwd: spec.Cwd, User: "root",
 		Stdin: spec.Stdin, StartedAt: time.Now(),
 	}}
 	s.list = append(s.list, p)
@@ -188,7 +192,7 @@ func (s *scriptedProcesses) peek(sel nestbox.Selector) (nestbox.Process, error) 
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, p := range slices.Backward(s.list) {
-		if p.PID == sel.PID || p.Tag == sel.Tag {
+		if p.named(sel) {
 			return p.Process, nil
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/nestbox/nestbox"
+	"github.com/nestbox/nestbox/internal/control"
 	"github.com/nestbox/nestbox/internal/guest"
 )
 
@@ -70,21 +71,21 @@ func (s *server) logs(w http.ResponseWriter, r *http.Request, in *logsInput) err
 	if err != nil {
 		return err
 	}
-	procs, sel, err := s.processes(r.Context(), callerOf(r.Context()), in.ProcessPath)
+	sel, err := nestbox.ParseSelector(in.Selector)
 	if err != nil {
 		return err
 	}
-	p, reader, err := attach(r.Context(), procs, sel, guest.Attach{Since: since, Lossless: in.Lossless})
+	reading, err := s.control.Processes.Attach(r.Context(), callerOf(r.Context()), in.ID, sel, guest.Attach{Since: since, Lossless: in.Lossless})
 	if err != nil {
 		return err
 	}
-	defer func() { _ = reader.Close() }()
+	defer func() { _ = reading.Close() }()
+	log := reading.Process.Output
 	t := &transcript{
-		s: s, w: w, r: r, reader: reader, only: nestbox.Stream(in.Stream), follow: in.Follow,
-		start: startOf(since, p.Output), end: p.Output.End,
-	}
-	if p.Output.Closed {
-		t.follow = true // it ends by itself, and with its exit
+		s: s, w: w, r: r, reading: reading, only: nestbox.Stream(in.Stream),
+		follow: in.Follow || log.Closed, // a closed one ends by itself, and with its exit
+		start:  max(reading.From, log.Start),
+		end:    log.End,
 	}
 	if events {
 		t.events(in.Encoding == encodingBase64)
@@ -109,30 +110,18 @@ func (in *logsInput) since(events bool) (nestbox.Since, error) {
 	return since, err
 }
 
-// startOf returns the offset that a reader will begin at, as the log stands.
-func startOf(since nestbox.Since, log nestbox.OutputState) int64 {
-	switch {
-	case since.Now:
-		return log.End
-	case since.Tail > 0:
-		return max(log.Start, log.End-since.Tail)
-	default:
-		return max(log.Start, since.Offset)
-	}
-}
-
 // transcript writes one reader's view of a log as an HTTP answer.
 type transcript struct {
-	s      *server
-	w      http.ResponseWriter
-	r      *http.Request
-	reader guest.OutputReader
-	only   nestbox.Stream
-	follow bool // to the end of the log for good, rather than to end
-	start  int64
-	end    int64
-	at     int64 // offset that was reached
-	gaps   []string
+	s       *server
+	w       http.ResponseWriter
+	r       *http.Request
+	reading *control.Reading
+	only    nestbox.Stream
+	follow  bool // to the end of the log for good, rather than to end
+	start   int64
+	end     int64
+	at      int64 // offset that was reached
+	gaps    []string
 }
 
 // each calls do with the events up to the end. A log that breaks off breaks
@@ -140,7 +129,7 @@ type transcript struct {
 func (t *transcript) each(do func(nestbox.OutputEvent) error) {
 	t.at = t.start
 	for t.follow || t.at < t.end {
-		ev, err := t.reader.Next(t.r.Context())
+		ev, err := t.reading.Next(t.r.Context())
 		if errors.Is(err, io.EOF) {
 			return
 		}
@@ -215,7 +204,7 @@ func (t *transcript) events(base64 bool) {
 	_ = out.comment()
 	stop := out.keepAlive(t.s.cfg.EventInterval)
 	defer stop()
-	frames := newFramer(base64, t.only, out.event)
+	frames := newFramer(t.reading.Process.ID, base64, t.only, out.event)
 	t.each(frames.event)
 	_ = frames.flush() // the client may be gone
 }

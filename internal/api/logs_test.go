@@ -105,10 +105,10 @@ func TestEvents(t *testing.T) {
 		p.exit(nestbox.Exit{Code: 1, Reason: nestbox.ReasonExited})
 		p.closed()
 	})
-	const tail = "id: 7\ndata: {\"type\":\"exit\",\"exit_code\":1,\"reason\":\"exited\",\"offset\":7}\n\n" +
-		"id: 7\ndata: {\"type\":\"output_closed\",\"offset\":7}\n\n"
-	const two = "id: 7\ndata: {\"type\":\"stderr\",\"data\":\"two\",\"offset\":4,\"end\":7}\n\n"
-	const one = "id: 4\ndata: {\"type\":\"stdout\",\"data\":\"one\\n\",\"offset\":0,\"end\":4}\n\n"
+	const tail = "id: 7\ndata: {\"type\":\"exit\",\"id\":\"@11\",\"exit_code\":1,\"reason\":\"exited\",\"offset\":7}\n\n" +
+		"id: 7\ndata: {\"type\":\"output_closed\",\"id\":\"@11\",\"offset\":7}\n\n"
+	const two = "id: 7\ndata: {\"type\":\"stderr\",\"id\":\"@11\",\"data\":\"two\",\"offset\":4,\"end\":7}\n\n"
+	const one = "id: 4\ndata: {\"type\":\"stdout\",\"id\":\"@11\",\"data\":\"one\\n\",\"offset\":0,\"end\":4}\n\n"
 	for name, c := range map[string]struct {
 		query  string
 		header []string

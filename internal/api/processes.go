@@ -22,6 +22,7 @@ const (
 
 // process is a process on the wire: Wrenn's pid, tag, cmd and args, and more.
 type process struct {
+	ID        string     `json:"id" doc:"Names this process for ever: an id is never used again in its capsule"`
 	PID       int        `json:"pid"`
 	Tag       string     `json:"tag"`
 	Cmd       string     `json:"cmd"`
@@ -53,7 +54,7 @@ type output struct {
 
 func toProcess(p nestbox.Process) process {
 	out := process{
-		PID: p.PID, Tag: p.Tag, Cmd: p.Cmd, Args: p.Args, Cwd: p.Cwd, User: p.User,
+		ID: p.ID.String(), PID: p.PID, Tag: p.Tag, Cmd: p.Cmd, Args: p.Args, Cwd: p.Cwd, User: p.User,
 		State: "running", Stdin: p.Stdin, StartedAt: p.StartedAt.UTC(),
 		Output: output{Start: p.Output.Start, End: p.Output.End, Stdout: p.Output.Stdout, Stderr: p.Output.Stderr, Closed: p.Output.Closed},
 	}
@@ -116,7 +117,7 @@ type stdinBody struct {
 
 func exampleProcess() process {
 	return process{
-		PID: 7, Tag: "web", Cmd: "python3", Args: []string{"-m", "http.server", "8080"}, Cwd: "/root", User: "root",
+		ID: "@3", PID: 7, Tag: "web", Cmd: "python3", Args: []string{"-m", "http.server", "8080"}, Cwd: "/root", User: "root",
 		State: "running", StartedAt: exampleCapsule().CreatedAt, Output: output{End: 61, Stderr: 61},
 	}
 }
@@ -168,11 +169,7 @@ func (s *server) registerProcesses() {
 }
 
 func (s *server) listProcesses(ctx context.Context, caller control.Caller, in *listProcessesInput) (*listProcessesOutput, error) {
-	g, err := s.control.Capsules.Guest(ctx, caller, in.ID)
-	if err != nil {
-		return nil, err
-	}
-	list, err := g.Processes().List(ctx, in.All)
+	list, err := s.control.Processes.List(ctx, caller, in.ID, in.All)
 	if err != nil {
 		return nil, err
 	}
@@ -188,33 +185,15 @@ func (s *server) getProcess(ctx context.Context, caller control.Caller, in *getP
 	if err != nil {
 		return nil, err
 	}
-	procs, sel, err := s.processes(ctx, caller, in.ProcessPath)
+	sel, err := nestbox.ParseSelector(in.Selector)
 	if err != nil {
 		return nil, err
 	}
-	p, err := procs.Get(ctx, sel)
+	p, err := s.control.Processes.Wait(ctx, caller, in.ID, sel, wait)
 	if err != nil {
 		return nil, err
-	}
-	if wait > 0 && p.Running() {
-		if p, err = waitFor(ctx, procs, p, wait); err != nil {
-			return nil, err
-		}
 	}
 	return &processOutput{Body: toProcess(p)}, nil
-}
-
-// waitFor returns the record of p when it has ended, or after wait. It waits
-// for the PID, since the tag may pass on to another process meanwhile.
-func waitFor(ctx context.Context, procs guest.Processes, p nestbox.Process, wait time.Duration) (nestbox.Process, error) {
-	sel := nestbox.Selector{PID: p.PID}
-	waiting, cancel := context.WithTimeout(ctx, wait)
-	defer cancel()
-	ended, err := procs.Wait(waiting, sel)
-	if err != nil && waiting.Err() != nil && ctx.Err() == nil {
-		return procs.Get(ctx, sel)
-	}
-	return ended, err
 }
 
 func (s *server) killProcess(ctx context.Context, caller control.Caller, in *killProcessInput) (*nothing, error) {
@@ -222,12 +201,11 @@ func (s *server) killProcess(ctx context.Context, caller control.Caller, in *kil
 	if err != nil {
 		return nil, err
 	}
-	procs, sel, err := s.processes(ctx, caller, in.ProcessPath)
+	sel, err := nestbox.ParseSelector(in.Selector)
 	if err != nil {
 		return nil, err
 	}
-	_, err = procs.Kill(ctx, sel, how)
-	return nil, err
+	return nil, s.control.Processes.Kill(ctx, caller, in.ID, sel, how)
 }
 
 func parseKill(signal, grace string) (guest.Kill, error) {
@@ -247,23 +225,23 @@ func (s *server) signalProcess(ctx context.Context, caller control.Caller, in *s
 	if err != nil {
 		return nil, err
 	}
-	procs, sel, err := s.processes(ctx, caller, in.ProcessPath)
+	sel, err := nestbox.ParseSelector(in.Selector)
 	if err != nil {
 		return nil, err
 	}
-	return nil, procs.Signal(ctx, sel, sig)
+	return nil, s.control.Processes.Signal(ctx, caller, in.ID, sel, sig)
 }
 
 func (s *server) writeStdin(w http.ResponseWriter, r *http.Request, in *stdinInput) error {
+	sel, err := nestbox.ParseSelector(in.Selector)
+	if err != nil {
+		return err
+	}
 	data, eof, err := s.readStdin(w, r, in.EOF)
 	if err != nil {
 		return err
 	}
-	procs, sel, err := s.processes(r.Context(), callerOf(r.Context()), in.ProcessPath)
-	if err != nil {
-		return err
-	}
-	if err := procs.WriteStdin(r.Context(), sel, data, eof); err != nil {
+	if err := s.control.Processes.WriteStdin(r.Context(), callerOf(r.Context()), in.ID, sel, data, eof); err != nil {
 		return err
 	}
 	w.WriteHeader(http.StatusNoContent)

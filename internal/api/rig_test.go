@@ -40,11 +40,11 @@ func (h *memoryHost) Info(context.Context) (hostagent.Info, error) {
 	return hostagent.Info{HostInfo: nestbox.HostInfo{ID: nestbox.NewID(nestbox.PrefixHost), Templates: []string{nestbox.TemplateMinimal}}}, nil
 }
 
-func (h *memoryHost) Create(_ context.Context, spec hostagent.Spec) (hostagent.Status, error) {
+func (h *memoryHost) Create(_ context.Context, id string, _ nestbox.CapsuleSpec) (hostagent.Status, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.guests[spec.ID] = h.newGuest()
-	return hostagent.Status{Spec: spec, State: hostagent.StateRunning}, nil
+	h.guests[id] = h.newGuest()
+	return hostagent.Status{ID: id, State: hostagent.StateRunning}, nil
 }
 
 func (h *memoryHost) Destroy(_ context.Context, id string) error {

@@ -4,21 +4,16 @@ import (
 	"context"
 	"errors"
 	"io"
-	"log/slog"
 	"net/http"
 	"sync"
-	"time"
 
 	"github.com/coder/websocket"
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/nestbox/nestbox"
+	"github.com/nestbox/nestbox/internal/control"
 	"github.com/nestbox/nestbox/internal/guest"
 )
-
-// killTimeout is how long the end of a process tree is waited for whose client
-// has left; nobody is there to be told.
-const killTimeout = 30 * time.Second
 
 // Values of the encoding and until parameters.
 const (
@@ -57,8 +52,8 @@ type execStreamMessage struct {
 	EOF  bool   `json:"eof,omitempty" doc:"Close standard input after data"`
 }
 
-const frameDoc = "The server sends JSON messages: `start` {pid, tag}, `stdout` and `stderr` {data, offset, end}, `gap` {from, to} for " +
-	"output that is no longer kept, `exit` {exit_code, signal, reason, offset}, `output_closed` {offset}, `error` {data, code}. " +
+const frameDoc = "The server sends JSON messages: `start` {id, pid, tag}, `stdout` and `stderr` {data, offset, end}, `gap` {from, to} for " +
+	"output that is no longer kept, `exit` {exit_code, signal, reason, offset}, `output_closed` {offset}, `error` {data, code}; all but the last have the `id` of the process. " +
 	"To resume, attach to the process with `since` = the last `end`; text that was cut in the middle of a rune while the other stream wrote may be repeated, base64 never is. " +
 	"The server pings every 20 s; the stream has no time limit.\n\n" +
 	"Without a key in the handshake, the first message must be `{\"type\":\"auth\",\"token\":\"<API key>\"}` within 5 s. " +
@@ -120,22 +115,14 @@ func (s *server) processStream(w http.ResponseWriter, r *http.Request, in *proce
 	if k == nil {
 		return nil
 	}
-	procs, _, err := s.processes(k.ctx, caller, in.ProcessPath)
+	reading, err := s.control.Processes.Attach(k.ctx, caller, in.ID, sel, guest.Attach{Since: since, Lossless: in.Lossless})
 	if err != nil {
 		k.fail(err)
 		return nil
 	}
-	p, reader, err := attach(k.ctx, procs, sel, guest.Attach{Since: since, Lossless: in.Lossless})
-	if err != nil {
-		k.fail(err)
-		return nil
-	}
-	defer func() { _ = reader.Close() }()
+	defer func() { _ = reading.Close() }()
 	k.wg.Go(k.discard)
-	err = k.send(startFrame{"start", p.PID, p.Tag})
-	if err == nil {
-		_, err = k.forward(reader, in.StreamOptions)
-	}
+	_, err = k.forward(reading, in.StreamOptions)
 	k.end(err)
 	return nil
 }
@@ -148,22 +135,15 @@ func checkStream(r *http.Request, id string) error {
 	return checkUpgrade(r)
 }
 
-// attach finds a process and attaches to exactly it, also if its tag passes on
-// to another one meanwhile.
-func attach(ctx context.Context, procs guest.Processes, sel nestbox.Selector, how guest.Attach) (nestbox.Process, guest.OutputReader, error) {
-	p, err := procs.Get(ctx, sel)
-	if err != nil {
-		return p, nil, err
-	}
-	reader, err := procs.Attach(ctx, nestbox.Selector{PID: p.PID}, how)
-	return p, reader, err
-}
-
 // forward sends a log as frames. It reports whether the exit frame was sent.
-func (k *socket) forward(reader guest.OutputReader, o StreamOptions) (exited bool, err error) {
-	frames := newFramer(o.Encoding == encodingBase64, "", func(frame any, _ int64) error { return k.send(frame) })
+func (k *socket) forward(reading *control.Reading, o StreamOptions) (exited bool, err error) {
+	p := reading.Process
+	if err := k.send(startFrame{"start", p.ID.String(), p.PID, p.Tag}); err != nil {
+		return false, err
+	}
+	frames := newFramer(p.ID, o.Encoding == encodingBase64, "", func(frame any, _ int64) error { return k.send(frame) })
 	for {
-		ev, err := reader.Next(k.ctx)
+		ev, err := reading.Next(k.ctx)
 		if errors.Is(err, io.EOF) {
 			return exited, nil
 		}
@@ -201,8 +181,7 @@ func (s *server) execStream(w http.ResponseWriter, r *http.Request, in *execStre
 	if k == nil {
 		return nil
 	}
-	g, err := s.control.Capsules.Guest(k.ctx, caller, in.ID)
-	if err != nil {
+	if err := s.control.Capsules.Ping(k.ctx, caller, in.ID); err != nil { // before the client says what to run
 		k.fail(err)
 		return nil
 	}
@@ -211,27 +190,18 @@ func (s *server) execStream(w http.ResponseWriter, r *http.Request, in *execStre
 		k.fail(err)
 		return nil
 	}
-	// The process must not be lost between its start and our hearing of it, so
-	// the start does not end with the client.
-	ctx, cancel := context.WithCancel(context.WithoutCancel(k.ctx))
-	defer cancel()
-	p, reader, err := g.Processes().Start(ctx, start.spec(), &guest.Attach{Lossless: true})
+	run, err := s.control.Processes.Run(k.ctx, caller, in.ID, start.spec(), start.Detach)
 	if err != nil {
 		k.fail(err)
 		return nil
 	}
-	defer func() { _ = reader.Close() }()
-	run := &execRun{k: k, procs: g.Processes(), sel: nestbox.Selector{PID: p.PID}}
-	k.wg.Go(run.obey)
-	err = k.send(startFrame{"start", p.PID, p.Tag})
-	exited := false
-	if err == nil {
-		exited, err = k.forward(reader, in.StreamOptions)
-	}
+	defer func() { _ = run.Close() }()
+	k.wg.Go(func() { k.obey(run) })
+	exited, err := k.forward(&run.Reading, in.StreamOptions)
 	left := !exited && k.gone() // by itself, not because we close
 	k.end(err)
-	if left && !start.Detach {
-		run.kill()
+	if left {
+		run.Abandon(r.Context())
 	}
 	return nil
 }
@@ -249,52 +219,38 @@ func (k *socket) receiveStart() (execStreamStart, error) {
 	return start, start.spec().Validate()
 }
 
-// execRun is one process that obeys the messages of its socket.
-type execRun struct {
-	k     *socket
-	procs guest.Processes
-	sel   nestbox.Selector
-}
-
 // stdinBacklog is how many messages of input may wait while the process does
 // not read. Then the client has to wait.
 const stdinBacklog = 8
 
 // obey carries out the client's messages until it leaves. Input goes through a
 // queue of its own, so that stop is heard while the process does not read.
-func (e *execRun) obey() {
+func (k *socket) obey(run *control.Run) {
 	stdin := make(chan execStreamMessage, stdinBacklog)
 	var writer sync.WaitGroup
 	writer.Go(func() {
 		for m := range stdin {
-			if err := e.procs.WriteStdin(e.k.ctx, e.sel, m.Data, m.EOF); err != nil && e.k.ctx.Err() == nil {
-				e.k.sendError(err)
+			if err := run.WriteStdin(k.ctx, m.Data, m.EOF); err != nil && k.ctx.Err() == nil {
+				k.sendError(err)
 			}
 		}
 	})
-	for raw := range e.k.in {
-		m, err := decodeStrict[execStreamMessage](e.k.s, raw)
+	for raw := range k.in {
+		m, err := decodeStrict[execStreamMessage](k.s, raw)
 		switch {
 		case err != nil:
-			e.k.sendError(err)
+			k.sendError(err)
 		case m.Type == "stop":
-			e.kill()
+			if err := run.Kill(k.ctx); err != nil {
+				k.sendError(err)
+			}
 		case m.Type == "stdin":
 			select {
 			case stdin <- m:
-			case <-e.k.ctx.Done():
+			case <-k.ctx.Done():
 			}
 		}
 	}
 	close(stdin)
 	writer.Wait()
-}
-
-// kill ends the process and everything it started.
-func (e *execRun) kill() {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(e.k.ctx), killTimeout)
-	defer cancel()
-	if _, err := e.procs.Kill(ctx, e.sel, guest.Kill{}); err != nil {
-		e.k.s.log.LogAttrs(ctx, slog.LevelWarn, "a stream's process could not be killed", requestAttr(ctx), slog.Any("error", err))
-	}
 }

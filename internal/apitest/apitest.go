@@ -135,15 +135,15 @@ func (h *host) Info(context.Context) (hostagent.Info, error) {
 	return hostagent.Info{HostInfo: nestbox.HostInfo{ID: nestbox.NewID(nestbox.PrefixHost), Templates: []string{nestbox.TemplateMinimal}}}, nil
 }
 
-func (h *host) Create(_ context.Context, spec hostagent.Spec) (hostagent.Status, error) {
+func (h *host) Create(_ context.Context, id string, _ nestbox.CapsuleSpec) (hostagent.Status, error) {
 	e, err := envd.New(envd.Config{Version: nestbox.Version, Limits: envd.Limits{SpillDir: h.t.TempDir()}})
 	if err != nil {
 		return hostagent.Status{}, err
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.envds[spec.ID] = e
-	return hostagent.Status{Spec: spec, State: hostagent.StateRunning}, nil
+	h.envds[id] = e
+	return hostagent.Status{ID: id, State: hostagent.StateRunning}, nil
 }
 
 func (h *host) Destroy(ctx context.Context, id string) error {

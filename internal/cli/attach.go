@@ -73,7 +73,7 @@ func (a *app) attach(ctx context.Context, capsule *client.Capsule, sel string, h
 	}()
 	if stdin && proc.Stdin && proc.Running() {
 		// Not waited for: it may hang in a read of the terminal.
-		go a.forwardStdin(ctx, capsule.Processes, proc.PID)
+		go a.forwardStdin(ctx, capsule.Processes, proc.ID)
 	}
 	exit, err := a.follow(ctx, stream)
 	detached := errors.Is(context.Cause(ctx), errDetached)
@@ -114,7 +114,7 @@ func (a *app) follow(ctx context.Context, stream *client.Stream) (*nestbox.Exit,
 }
 
 // forwardStdin passes on standard input until either side ends.
-func (a *app) forwardStdin(ctx context.Context, procs *client.Processes, pid int) {
+func (a *app) forwardStdin(ctx context.Context, procs *client.Processes, id nestbox.ProcessID) {
 	buf := make([]byte, 64<<10)
 	any := false
 	for {
@@ -122,7 +122,7 @@ func (a *app) forwardStdin(ctx context.Context, procs *client.Processes, pid int
 		any = any || n > 0
 		eof := errors.Is(readErr, io.EOF) && any
 		if n > 0 || eof {
-			err := procs.WriteStdin(ctx, selector(pid), buf[:n], eof)
+			err := procs.WriteStdin(ctx, id.String(), buf[:n], eof)
 			if err != nil && ctx.Err() == nil && nestbox.CodeOf(err) != nestbox.CodeInvalidState {
 				a.warn("standard input is no longer passed on: %v", err)
 			}
@@ -135,5 +135,3 @@ func (a *app) forwardStdin(ctx context.Context, procs *client.Processes, pid int
 		}
 	}
 }
-
-func selector(pid int) string { return nestbox.Selector{PID: pid}.String() }

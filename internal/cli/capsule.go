@@ -24,7 +24,7 @@ func newCapsule(a *app) *cobra.Command {
 func help(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 
 func newCapsuleCreate(a *app) *cobra.Command {
-	var req client.CreateCapsule
+	var req nestbox.CapsuleSpec
 	var timeout time.Duration
 	cmd := &cobra.Command{
 		Use:   "create",

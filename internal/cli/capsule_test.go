@@ -69,7 +69,7 @@ started      2026-01-02T03:04:05Z
 last active  2026-01-02T03:04:05Z
 metadata     a=`+"\uFFFD"+`[2J
 `, anonymous(s.ok("capsule", "get", id)))
-	require.Equal(t, "PID  TAG  STATE  STARTED  OUTPUT  COMMAND\n", s.ok("ps", id))
+	require.Equal(t, "ID  PID  TAG  STATE  STARTED  OUTPUT  COMMAND\n", s.ok("ps", id))
 }
 
 func TestPrefix(t *testing.T) {

@@ -113,9 +113,10 @@ func (a *app) execDetached(ctx context.Context, capsule *client.Capsule, spec ne
 	return a.printJSON(struct {
 		SandboxID string `json:"sandbox_id"`
 		Cmd       string `json:"cmd"`
+		ID        string `json:"id"`
 		PID       int    `json:"pid"`
 		Tag       string `json:"tag"`
-	}{capsule.ID, p.Cmd, p.PID, p.Tag})
+	}{capsule.ID, p.Cmd, p.ID.String(), p.PID, p.Tag})
 }
 
 func (a *app) execAttached(ctx context.Context, capsule *client.Capsule, spec nestbox.ProcessSpec) error {

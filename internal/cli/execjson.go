@@ -32,6 +32,7 @@ func (c *capped) Write(p []byte) (int, error) {
 type execView struct {
 	SandboxID  string `json:"sandbox_id"`
 	Cmd        string `json:"cmd"`
+	ID         string `json:"id"`
 	PID        int    `json:"pid"`
 	Tag        string `json:"tag"`
 	Stdout     string `json:"stdout"`
@@ -46,7 +47,7 @@ type execView struct {
 
 func (e *execJSON) view(capsule string, cmd *client.Cmd, took time.Duration) execView {
 	v := execView{
-		SandboxID: capsule, Cmd: cmd.Path, PID: cmd.Process.PID, Tag: cmd.Process.Tag,
+		SandboxID: capsule, Cmd: cmd.Path, ID: cmd.Process.ID.String(), PID: cmd.Process.PID, Tag: cmd.Process.Tag,
 		ExitCode: cmd.Exit.Code, Signal: cmd.Exit.Signal, Reason: string(cmd.Exit.Reason),
 		DurationMS: took.Milliseconds(), Encoding: "utf-8", Truncated: e.stdout.cut || e.stderr.cut,
 	}

@@ -102,6 +102,7 @@ func optional(t time.Time) *time.Time {
 
 // processJSON is a process as the API shows it.
 type processJSON struct {
+	ID        string     `json:"id"`
 	PID       int        `json:"pid"`
 	Tag       string     `json:"tag"`
 	Cmd       string     `json:"cmd"`
@@ -132,7 +133,7 @@ type outputJSON struct {
 
 func processView(p nestbox.Process) processJSON {
 	v := processJSON{
-		PID: p.PID, Tag: p.Tag, Cmd: p.Cmd, Args: p.Args, Cwd: p.Cwd, User: p.User,
+		ID: p.ID.String(), PID: p.PID, Tag: p.Tag, Cmd: p.Cmd, Args: p.Args, Cwd: p.Cwd, User: p.User,
 		State: "running", Stdin: p.Stdin, StartedAt: p.StartedAt,
 		Output: outputJSON{p.Output.Start, p.Output.End, p.Output.Stdout, p.Output.Stderr, p.Output.Closed},
 	}

@@ -42,13 +42,13 @@ func (a *app) printProcesses(procs []nestbox.Process) error {
 		}
 		return a.printJSON(views)
 	}
-	t := a.table("PID", "TAG", "STATE", "STARTED", "OUTPUT", "COMMAND")
+	t := a.table("ID", "PID", "TAG", "STATE", "STARTED", "OUTPUT", "COMMAND")
 	for _, p := range procs {
 		state := "running"
 		if p.Exit != nil {
 			state = ending(*p.Exit)
 		}
-		t.row(strconv.Itoa(p.PID), p.Tag, state, stamp(p.StartedAt), strconv.FormatInt(p.Output.End, 10), commandLine(p))
+		t.row(p.ID.String(), strconv.Itoa(p.PID), p.Tag, state, stamp(p.StartedAt), strconv.FormatInt(p.Output.End, 10), commandLine(p))
 	}
 	return t.flush()
 }
@@ -70,7 +70,7 @@ func newKill(a *app) *cobra.Command {
 		Use:   "kill <capsule> <process>",
 		Short: "End a process and everything it started",
 		Long: `End a process and everything it started, and return when none of it is left.
-The process is named by its tag or PID. Without a signal it is killed at once;
+The process is named by its tag, id or PID. Without a signal it is killed at once;
 with one, such as TERM, it has the time of --grace to end by itself.`,
 		Args:              cobra.ExactArgs(2),
 		ValidArgsFunction: a.completeProcess,

@@ -8,7 +8,6 @@ import (
 
 	"github.com/nestbox/nestbox"
 	"github.com/nestbox/nestbox/internal/guest"
-	"github.com/nestbox/nestbox/internal/hostagent"
 )
 
 // Capsules are the use cases of a capsule's life. To a caller a capsule of
@@ -29,12 +28,13 @@ const activeStep = 5 * time.Second
 // Create starts a capsule and returns when it runs. A caller that leaves does
 // not leave a half-made capsule: the work goes on to its end, at most createIn.
 //
-// CodeInvalid: req cannot be meant. CodeNotFound: no such template.
+// Zero or negative resources mean the defaults. CodeInvalid: spec cannot be
+// meant. CodeNotFound: no such template.
 // CodeUnavailable: the host does not answer. The capsule of a failed create is
 // in StateError with the reason, unless it never got as far.
-func (c *Capsules) Create(ctx context.Context, by Caller, req CreateCapsule) (nestbox.Capsule, error) {
-	req, err := req.check()
-	if err != nil {
+func (c *Capsules) Create(ctx context.Context, by Caller, spec nestbox.CapsuleSpec) (nestbox.Capsule, error) {
+	spec = spec.WithDefaults()
+	if err := spec.Validate(); err != nil {
 		return nestbox.Capsule{}, err
 	}
 	ctx = context.WithoutCancel(ctx)
@@ -44,21 +44,20 @@ func (c *Capsules) Create(ctx context.Context, by Caller, req CreateCapsule) (ne
 	if err != nil {
 		return nestbox.Capsule{}, hostError(err)
 	}
-	if !slices.Contains(host.Templates, req.Template) {
+	if !slices.Contains(host.Templates, spec.Template) {
 		return nestbox.Capsule{}, nestbox.Errorf(nestbox.CodeNotFound, "template not found")
 	}
 	now := c.cfg.instant()
 	capsule := nestbox.Capsule{
 		ID: nestbox.NewID(nestbox.PrefixCapsule), TeamID: by.TeamID, HostID: host.ID,
-		Template: req.Template, State: nestbox.StateStarting, Resources: req.Resources,
-		TimeoutSec: req.TimeoutSec, Metadata: req.Metadata,
+		CapsuleSpec: spec, State: nestbox.StateStarting,
 		CreatedAt: now, LastActiveAt: now, UpdatedAt: now,
 	}
 	// The row comes first: whatever is then left half done, the Reconciler finds.
 	if err := c.cfg.Store.CreateCapsule(work, capsule, host.HostInfo); err != nil {
 		return nestbox.Capsule{}, err
 	}
-	_, err = c.cfg.Host.Create(work, hostagent.Spec{ID: capsule.ID, Template: req.Template, Resources: req.Resources})
+	_, err = c.cfg.Host.Create(work, capsule.ID, spec)
 	if err != nil {
 		return nestbox.Capsule{}, c.abandon(ctx, capsule.ID, hostError(err))
 	}

@@ -17,7 +17,7 @@ import (
 func TestLife(t *testing.T) {
 	onBoth(t, func(t *testing.T, w *world) {
 		ctx := t.Context()
-		want := CreateCapsule{
+		want := nestbox.CapsuleSpec{
 			Resources:  nestbox.Resources{VCPUs: 2, MemoryMB: 1024, DiskMB: 2048, PidsMax: 100},
 			TimeoutSec: 60,
 			Metadata:   map[string]string{"purpose": "test"},
@@ -58,21 +58,21 @@ func TestCreateRefuses(t *testing.T) {
 		tooMany[strconv.Itoa(i)] = ""
 	}
 	for name, c := range map[string]struct {
-		req  CreateCapsule
+		req  nestbox.CapsuleSpec
 		code nestbox.Code
 	}{
-		"template name":        {CreateCapsule{Template: "../etc"}, nestbox.CodeInvalid},
-		"unknown template":     {CreateCapsule{Template: "windows"}, nestbox.CodeNotFound},
-		"too many cpus":        {CreateCapsule{Resources: nestbox.Resources{VCPUs: 1000}}, nestbox.CodeInvalid},
-		"too little memory":    {CreateCapsule{Resources: nestbox.Resources{MemoryMB: 1}}, nestbox.CodeInvalid},
-		"negative timeout":     {CreateCapsule{TimeoutSec: -1}, nestbox.CodeInvalid},
-		"huge timeout":         {CreateCapsule{TimeoutSec: nestbox.MaxTimeoutSec + 1}, nestbox.CodeInvalid},
-		"too much metadata":    {CreateCapsule{Metadata: tooMany}, nestbox.CodeInvalid},
-		"empty metadata key":   {CreateCapsule{Metadata: map[string]string{"": "v"}}, nestbox.CodeInvalid},
-		"long metadata key":    {CreateCapsule{Metadata: map[string]string{strings.Repeat("k", 129): "v"}}, nestbox.CodeInvalid},
-		"long metadata value":  {CreateCapsule{Metadata: map[string]string{"k": strings.Repeat("v", 4097)}}, nestbox.CodeInvalid},
-		"metadata with NUL":    {CreateCapsule{Metadata: map[string]string{"k": "\x00"}}, nestbox.CodeInvalid},
-		"metadata not in UTF8": {CreateCapsule{Metadata: map[string]string{"\xff": "v"}}, nestbox.CodeInvalid},
+		"template name":        {nestbox.CapsuleSpec{Template: "../etc"}, nestbox.CodeInvalid},
+		"unknown template":     {nestbox.CapsuleSpec{Template: "windows"}, nestbox.CodeNotFound},
+		"too many cpus":        {nestbox.CapsuleSpec{Resources: nestbox.Resources{VCPUs: 1000}}, nestbox.CodeInvalid},
+		"too little memory":    {nestbox.CapsuleSpec{Resources: nestbox.Resources{MemoryMB: 1}}, nestbox.CodeInvalid},
+		"negative timeout":     {nestbox.CapsuleSpec{TimeoutSec: -1}, nestbox.CodeInvalid},
+		"huge timeout":         {nestbox.CapsuleSpec{TimeoutSec: nestbox.MaxTimeoutSec + 1}, nestbox.CodeInvalid},
+		"too much metadata":    {nestbox.CapsuleSpec{Metadata: tooMany}, nestbox.CodeInvalid},
+		"empty metadata key":   {nestbox.CapsuleSpec{Metadata: map[string]string{"": "v"}}, nestbox.CodeInvalid},
+		"long metadata key":    {nestbox.CapsuleSpec{Metadata: map[string]string{strings.Repeat("k", 129): "v"}}, nestbox.CodeInvalid},
+		"long metadata value":  {nestbox.CapsuleSpec{Metadata: map[string]string{"k": strings.Repeat("v", 4097)}}, nestbox.CodeInvalid},
+		"metadata with NUL":    {nestbox.CapsuleSpec{Metadata: map[string]string{"k": "\x00"}}, nestbox.CodeInvalid},
+		"metadata not in UTF8": {nestbox.CapsuleSpec{Metadata: map[string]string{"\xff": "v"}}, nestbox.CodeInvalid},
 	} {
 		_, err := w.Capsules.Create(t.Context(), w.me, c.req)
 		require.Equal(t, c.code, nestbox.CodeOf(err), "%s: %v", name, err)
@@ -99,7 +99,7 @@ func TestCreateFails(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)
 			w.host.failing("Create", nestbox.Errorf(c.host, "from the host"))
-			_, err := w.Capsules.Create(t.Context(), w.me, CreateCapsule{})
+			_, err := w.Capsules.Create(t.Context(), w.me, nestbox.CapsuleSpec{})
 			requireCode(t, c.seen, err)
 			all, _, err := w.Capsules.List(t.Context(), w.me, ListCapsules{All: true})
 			require.NoError(t, err)
@@ -122,7 +122,7 @@ func TestCreateGoesOnWhenTheCallerLeaves(t *testing.T) {
 			leave()
 		}
 	}
-	c, err := w.Capsules.Create(ctx, w.me, CreateCapsule{})
+	c, err := w.Capsules.Create(ctx, w.me, nestbox.CapsuleSpec{})
 	require.NoError(t, err)
 	require.Equal(t, nestbox.StateRunning, w.get(t, c.ID).State)
 	w.host.step = func(step) {}
@@ -147,7 +147,7 @@ func TestDestroyDuringCreate(t *testing.T) {
 					require.NoError(t, w.Capsules.Destroy(t.Context(), w.me, s.id))
 				}
 			}
-			_, err := w.Capsules.Create(t.Context(), w.me, CreateCapsule{})
+			_, err := w.Capsules.Create(t.Context(), w.me, nestbox.CapsuleSpec{})
 			requireCode(t, nestbox.CodeInvalidState, err)
 			require.Empty(t, w.host.has())
 			require.Equal(t, nestbox.StateStopped, w.get(t, id).State)
@@ -168,7 +168,7 @@ func TestDeathBeforeCreateCouldAnswer(t *testing.T) {
 			w.Reconciler.died(t.Context(), dead)
 		}
 	}
-	_, err := w.Capsules.Create(t.Context(), w.me, CreateCapsule{})
+	_, err := w.Capsules.Create(t.Context(), w.me, nestbox.CapsuleSpec{})
 	requireCode(t, nestbox.CodeGuest, err)
 	require.Empty(t, w.host.has())
 	require.Equal(t, nestbox.StateError, w.get(t, id).State)

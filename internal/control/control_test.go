@@ -101,7 +101,7 @@ func (w *world) newTeam(t require.TestingT) Caller {
 }
 
 func (w *world) create(t require.TestingT) nestbox.Capsule {
-	c, err := w.Capsules.Create(context.Background(), w.me, CreateCapsule{})
+	c, err := w.Capsules.Create(context.Background(), w.me, nestbox.CapsuleSpec{})
 	require.NoError(t, err)
 	return c
 }

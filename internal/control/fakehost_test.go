@@ -74,13 +74,13 @@ func (h *fakeHost) Info(ctx context.Context) (info hostagent.Info, err error) {
 	return info, err
 }
 
-func (h *fakeHost) Create(ctx context.Context, spec hostagent.Spec) (s hostagent.Status, err error) {
-	err = h.call(ctx, "Create", spec.ID, func() error {
-		if _, taken := h.capsules[spec.ID]; taken {
+func (h *fakeHost) Create(ctx context.Context, id string, _ nestbox.CapsuleSpec) (s hostagent.Status, err error) {
+	err = h.call(ctx, "Create", id, func() error {
+		if _, taken := h.capsules[id]; taken {
 			return nestbox.Errorf(nestbox.CodeConflict, "taken")
 		}
-		s = hostagent.Status{Spec: spec, State: hostagent.StateRunning, CreatedAt: h.now()}
-		h.capsules[spec.ID] = s
+		s = hostagent.Status{ID: id, State: hostagent.StateRunning, CreatedAt: h.now()}
+		h.capsules[id] = s
 		return nil
 	})
 	return s, err
@@ -246,11 +246,11 @@ func (p *fakeProcesses) Start(_ context.Context, spec nestbox.ProcessSpec, attac
 	p.mu.Lock()
 	p.started = spec
 	p.mu.Unlock()
-	return nestbox.Process{PID: 7, Tag: "proc-1", Cmd: spec.Cmd}, p.reader(*attach), nil
+	return nestbox.Process{ID: 3, PID: 7, Tag: "proc-1", Cmd: spec.Cmd}, p.reader(*attach), nil
 }
 
 func (p *fakeProcesses) Attach(_ context.Context, sel nestbox.Selector, attach guest.Attach) (guest.OutputReader, error) {
-	if sel.PID != 7 {
+	if sel.ID != 3 {
 		return nil, nestbox.Errorf(nestbox.CodeNotFound, "no process %s", sel)
 	}
 	return p.reader(attach), nil

@@ -2,134 +2,205 @@ package control
 
 import (
 	"context"
-	"errors"
-	"io"
+	"log/slog"
+	"syscall"
 	"time"
 
 	"github.com/nestbox/nestbox"
 	"github.com/nestbox/nestbox/internal/guest"
 )
 
-// Processes are the use cases of processes that are more than one call to
-// guest.Processes.
+// Processes are the use cases of the processes of a capsule. Every method asks
+// first whether the caller owns the capsule and whether it runs, and notes that
+// it is in use: CodeInvalid, CodeNotFound and CodeInvalidState as Capsules.Guest
+// has them. Other errors are those of guest.Processes.
 type Processes struct {
 	cfg      Config
 	capsules *Capsules
 }
 
-// MaxExecOutput is how much output, in bytes of stdout and stderr together,
-// Exec keeps.
-const MaxExecOutput = 32 << 20
+// killIn bounds how long the end of a tree is waited for whose caller has left.
+const killIn = 30 * time.Second
 
-// ExecResult is a process that ran to its end.
-type ExecResult struct {
-	Process        nestbox.Process // as started, with its Exit
-	Stdout, Stderr []byte
-	Truncated      bool          // there was more output than MaxExecOutput
-	Duration       time.Duration // from the request to the exit, as seen from here
-}
-
-// Exec runs a process in the foreground: it starts it, reads its output to the
-// leader's exit and returns both. Descendants that hold the output open are not
-// waited for. Output over MaxExecOutput is read, so that the process does not
-// stall, and dropped. If ctx ends, the process goes on: CodeCanceled, or
-// CodeTimeout.
-func (p *Processes) Exec(ctx context.Context, by Caller, id string, spec nestbox.ProcessSpec) (ExecResult, error) {
+func (p *Processes) of(ctx context.Context, by Caller, id string) (guest.Processes, error) {
 	g, err := p.capsules.Guest(ctx, by, id)
 	if err != nil {
-		return ExecResult{}, err
+		return nil, err
 	}
-	begun := p.cfg.Now()
-	proc, reader, err := g.Processes().Start(ctx, spec, &guest.Attach{Lossless: true})
+	return g.Processes(), nil
+}
+
+// Start starts a process in the background.
+func (p *Processes) Start(ctx context.Context, by Caller, id string, spec nestbox.ProcessSpec) (nestbox.Process, error) {
+	procs, err := p.of(ctx, by, id)
 	if err != nil {
-		return ExecResult{}, err
+		return nestbox.Process{}, err
 	}
-	c := collector{processes: g.Processes(), reader: reader, result: ExecResult{Process: proc}}
-	err = c.run(ctx)
-	c.result.Duration = p.cfg.Now().Sub(begun)
+	proc, _, err := procs.Start(ctx, spec, nil)
+	return proc, err
+}
+
+// List returns the live processes, or with all also the remembered ones.
+func (p *Processes) List(ctx context.Context, by Caller, id string, all bool) ([]nestbox.Process, error) {
+	procs, err := p.of(ctx, by, id)
 	if err != nil {
-		return ExecResult{}, err
+		return nil, err
 	}
-	return c.result, nil
+	return procs.List(ctx, all)
 }
 
-// collector reads a process's output to its exit.
-type collector struct {
-	processes guest.Processes
-	reader    guest.OutputReader
-	result    ExecResult
-	next      int64 // the offset that was reached
-}
-
-// maxCuts bounds how often in a row a reader is attached again without having
-// read anything.
-const maxCuts = 3
-
-func (c *collector) run(ctx context.Context) (err error) {
-	defer func() { err = errors.Join(err, c.reader.Close()) }()
-	for cuts := 0; ; {
-		event, err := c.reader.Next(ctx)
-		switch {
-		case err == nil:
-			cuts = 0
-			if c.take(event) {
-				return nil
-			}
-		case ctx.Err() != nil:
-			return endOf(ctx)
-		case errors.Is(err, io.EOF):
-			return nestbox.Errorf(nestbox.CodeGuest, "the output of process %d ended without its exit", c.result.Process.PID)
-		case cuts == maxCuts:
-			return nestbox.Errorf(nestbox.CodeGuest, "lost the output of process %d, which goes on: %w", c.result.Process.PID, err)
-		default:
-			cuts++
-			if err := c.attachAgain(ctx); err != nil {
-				return err
-			}
-		}
+// Get returns one record.
+func (p *Processes) Get(ctx context.Context, by Caller, id string, sel nestbox.Selector) (nestbox.Process, error) {
+	procs, err := p.of(ctx, by, id)
+	if err != nil {
+		return nestbox.Process{}, err
 	}
+	return procs.Get(ctx, sel)
 }
 
-func (c *collector) attachAgain(ctx context.Context) error {
-	reader, err := c.processes.Attach(ctx, nestbox.Selector{PID: c.result.Process.PID},
-		guest.Attach{Since: nestbox.Since{Offset: c.next}, Lossless: true})
+// Wait returns the record of the process that sel names now, once that has
+// ended, or as it is after atMost.
+func (p *Processes) Wait(ctx context.Context, by Caller, id string, sel nestbox.Selector, atMost time.Duration) (nestbox.Process, error) {
+	procs, err := p.of(ctx, by, id)
+	if err != nil {
+		return nestbox.Process{}, err
+	}
+	proc, err := procs.Get(ctx, sel)
+	if err != nil || !proc.Running() || atMost <= 0 {
+		return proc, err
+	}
+	exact := nestbox.Selector{ID: proc.ID}
+	waiting, cancel := context.WithTimeout(ctx, atMost)
+	defer cancel()
+	ended, err := procs.Wait(waiting, exact)
+	if err != nil && waiting.Err() != nil && ctx.Err() == nil {
+		return procs.Get(ctx, exact)
+	}
+	return ended, err
+}
+
+// Kill ends a whole process tree.
+func (p *Processes) Kill(ctx context.Context, by Caller, id string, sel nestbox.Selector, how guest.Kill) error {
+	procs, err := p.of(ctx, by, id)
 	if err != nil {
 		return err
 	}
-	_ = c.reader.Close() // it is cut: how it ends is of no interest
-	c.reader = reader
-	return nil
+	_, err = procs.Kill(ctx, sel, how)
+	return err
 }
 
-// take adds one event to the result, and reports whether it is the exit.
-func (c *collector) take(event nestbox.OutputEvent) bool {
-	r := &c.result
-	c.next = event.End()
-	r.Process.Output.End = c.next
-	switch event.Kind {
-	case nestbox.EventData:
-		kept, total := &r.Stdout, &r.Process.Output.Stdout
-		if event.Stream == nestbox.Stderr {
-			kept, total = &r.Stderr, &r.Process.Output.Stderr
-		}
-		*total += int64(len(event.Data))
-		room := MaxExecOutput - len(r.Stdout) - len(r.Stderr)
-		r.Truncated = r.Truncated || len(event.Data) > room
-		*kept = append(*kept, event.Data[:min(len(event.Data), room)]...)
-	case nestbox.EventGap:
-		r.Truncated = true
-	case nestbox.EventExit:
-		r.Process.Exit = event.Exit
-		return true
+// Signal sends a signal to a process and its process group.
+func (p *Processes) Signal(ctx context.Context, by Caller, id string, sel nestbox.Selector, sig syscall.Signal) error {
+	procs, err := p.of(ctx, by, id)
+	if err != nil {
+		return err
 	}
-	return false
+	return procs.Signal(ctx, sel, sig)
 }
 
-// endOf is the error of a context that has ended.
-func endOf(ctx context.Context) error {
-	err := ctx.Err()
-	if errors.Is(err, context.DeadlineExceeded) {
-		return &nestbox.Error{Code: nestbox.CodeTimeout, Message: "the time for the request ran out; the process goes on", Err: err}
+// WriteStdin writes to the standard input of a process.
+func (p *Processes) WriteStdin(ctx context.Context, by Caller, id string, sel nestbox.Selector, data []byte, eof bool) error {
+	procs, err := p.of(ctx, by, id)
+	if err != nil {
+		return err
 	}
-	return &nestbox.Error{Code: nestbox.CodeCanceled, Message: "the caller went away; the process goes on", Err: err}
+	return procs.WriteStdin(ctx, sel, data, eof)
+}
+
+// Reading is a reader of one process's output, with the record as it stood when
+// the reader was attached.
+type Reading struct {
+	guest.OutputReader
+	Process nestbox.Process
+	From    int64 // the offset at which the reader begins
+}
+
+// Attach returns a reader of the process that sel names now; it stays with that
+// one whatever PID and tag come to mean. It begins exactly at Reading.From.
+func (p *Processes) Attach(ctx context.Context, by Caller, id string, sel nestbox.Selector, how guest.Attach) (*Reading, error) {
+	procs, err := p.of(ctx, by, id)
+	if err != nil {
+		return nil, err
+	}
+	proc, err := procs.Get(ctx, sel)
+	if err != nil {
+		return nil, err
+	}
+	from := beginning(how.Since, proc.Output)
+	reader, err := procs.Attach(ctx, nestbox.Selector{ID: proc.ID}, guest.Attach{
+		Since: nestbox.Since{Offset: from}, Lossless: how.Lossless,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &Reading{OutputReader: reader, Process: proc, From: from}, nil
+}
+
+// beginning returns the offset that since means, as a log stands. From there on
+// nothing is missing: what is dropped before the reader gets to it is a gap.
+func beginning(since nestbox.Since, log nestbox.OutputState) int64 {
+	switch {
+	case since.Now:
+		return log.End
+	case since.Offset > 0:
+		return since.Offset
+	case since.Tail > 0:
+		return max(log.Start, log.End-since.Tail)
+	default:
+		return log.Start
+	}
+}
+
+// Run is a process that its caller attends: one reader, which the process waits
+// for, sees all of its output.
+type Run struct {
+	Reading
+	procs  guest.Processes
+	detach bool
+	log    *slog.Logger
+}
+
+// Run starts a process and attends it. The start does not end with ctx, so that
+// no process is started that nobody knows of. With detach the process lives on
+// when its caller leaves.
+func (p *Processes) Run(ctx context.Context, by Caller, id string, spec nestbox.ProcessSpec, detach bool) (*Run, error) {
+	procs, err := p.of(ctx, by, id)
+	if err != nil {
+		return nil, err
+	}
+	proc, reader, err := procs.Start(context.WithoutCancel(ctx), spec, &guest.Attach{Lossless: true})
+	if err != nil {
+		return nil, err
+	}
+	return &Run{
+		Reading: Reading{OutputReader: reader, Process: proc},
+		procs:   procs, detach: detach, log: p.cfg.Log.With(keyCapsule, id),
+	}, nil
+}
+
+func (r *Run) selector() nestbox.Selector { return nestbox.Selector{ID: r.Process.ID} }
+
+// WriteStdin writes to the standard input of the process.
+func (r *Run) WriteStdin(ctx context.Context, data []byte, eof bool) error {
+	return r.procs.WriteStdin(ctx, r.selector(), data, eof)
+}
+
+// Kill ends the process and everything it started. Once begun it goes on
+// without ctx, at most killIn.
+func (r *Run) Kill(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), killIn)
+	defer cancel()
+	_, err := r.procs.Kill(ctx, r.selector(), guest.Kill{})
+	return err
+}
+
+// Abandon is for a caller that left before it was told the exit: unless the run
+// is detached, it is killed.
+func (r *Run) Abandon(ctx context.Context) {
+	if r.detach {
+		return
+	}
+	if err := r.Kill(ctx); err != nil {
+		r.log.Warn("killing an abandoned process", "process", r.Process.ID, keyError, err)
+	}
 }

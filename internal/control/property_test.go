@@ -64,7 +64,7 @@ func deadline(t *rapid.T) int {
 
 func (h *history) create(t *rapid.T) {
 	h.die(deadline(t), func() {
-		c, err := h.Capsules.Create(context.Background(), h.me, CreateCapsule{})
+		c, err := h.Capsules.Create(context.Background(), h.me, nestbox.CapsuleSpec{})
 		if err == nil {
 			h.fate[c.ID] = lives
 		}

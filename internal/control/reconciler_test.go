@@ -79,7 +79,7 @@ func TestPassSweeps(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	id := nestbox.NewID(nestbox.PrefixCapsule)
-	w.host.put(hostagent.Status{Spec: hostagent.Spec{ID: id}, State: hostagent.StateRunning, CreatedAt: w.clock.Now()})
+	w.host.put(hostagent.Status{ID: id, State: hostagent.StateRunning, CreatedAt: w.clock.Now()})
 	w.pass(t)
 	require.Equal(t, []string{id}, w.host.has())
 	w.clock.advance(interrupted)
@@ -89,7 +89,7 @@ func TestPassSweeps(t *testing.T) {
 	// What is recorded as ended goes at once, and what is another host's never.
 	c := w.create(t)
 	require.NoError(t, w.Capsules.Destroy(t.Context(), w.me, c.ID))
-	w.host.put(hostagent.Status{Spec: hostagent.Spec{ID: c.ID}, State: hostagent.StateRunning, CreatedAt: w.clock.Now()})
+	w.host.put(hostagent.Status{ID: c.ID, State: hostagent.StateRunning, CreatedAt: w.clock.Now()})
 	w.pass(t)
 	require.Empty(t, w.host.has())
 
@@ -195,13 +195,17 @@ func TestKilledAtEveryStep(t *testing.T) {
 		end     map[nestbox.CapsuleState]bool
 	}{
 		"create": {
-			operate: func(t *testing.T, w *world, _ string) { _, _ = w.Capsules.Create(t.Context(), w.me, CreateCapsule{}) },
-			end:     map[nestbox.CapsuleState]bool{nestbox.StateRunning: true, nestbox.StateError: true},
+			operate: func(t *testing.T, w *world, _ string) {
+				_, _ = w.Capsules.Create(t.Context(), w.me, nestbox.CapsuleSpec{})
+			},
+			end: map[nestbox.CapsuleState]bool{nestbox.StateRunning: true, nestbox.StateError: true},
 		},
 		"failing create": {
 			prepare: func(w *world) { w.host.failing("Create", broken) },
-			operate: func(t *testing.T, w *world, _ string) { _, _ = w.Capsules.Create(t.Context(), w.me, CreateCapsule{}) },
-			end:     map[nestbox.CapsuleState]bool{nestbox.StateRunning: true, nestbox.StateError: true},
+			operate: func(t *testing.T, w *world, _ string) {
+				_, _ = w.Capsules.Create(t.Context(), w.me, nestbox.CapsuleSpec{})
+			},
+			end: map[nestbox.CapsuleState]bool{nestbox.StateRunning: true, nestbox.StateError: true},
 		},
 		"destroy": {
 			operate: func(t *testing.T, w *world, id string) { _ = w.Capsules.Destroy(t.Context(), w.me, id) },

@@ -6,56 +6,10 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/nestbox/nestbox"
 	"github.com/nestbox/nestbox/internal/store"
 )
-
-// CreateCapsule says what to create.
-type CreateCapsule struct {
-	Template   string            // "" = nestbox.TemplateMinimal
-	Resources  nestbox.Resources // zero or negative values = the defaults
-	TimeoutSec int               // inactivity limit in seconds; 0 = never
-	Metadata   map[string]string
-}
-
-// Bounds of metadata, in bytes.
-const (
-	maxMetadataKey   = 128
-	maxMetadataValue = 4096
-)
-
-// check returns the request with its defaults, or CodeInvalid.
-func (r CreateCapsule) check() (CreateCapsule, error) {
-	if r.Template == "" {
-		r.Template = nestbox.TemplateMinimal
-	}
-	if !nestbox.ValidTemplateName(r.Template) {
-		return r, nestbox.Errorf(nestbox.CodeInvalid, "template %.80q is not a valid name: 1 to 64 letters, digits and ._- that begin with a letter or digit", r.Template)
-	}
-	r.Resources = r.Resources.WithDefaults()
-	if err := r.Resources.Validate(); err != nil {
-		return r, err
-	}
-	if r.TimeoutSec < 0 || r.TimeoutSec > nestbox.MaxTimeoutSec {
-		return r, nestbox.Errorf(nestbox.CodeInvalid, "timeout_sec must be between 0 and %d, not %d", nestbox.MaxTimeoutSec, r.TimeoutSec)
-	}
-	if len(r.Metadata) > nestbox.MaxMetadata {
-		return r, nestbox.Errorf(nestbox.CodeInvalid, "metadata has more than %d entries", nestbox.MaxMetadata)
-	}
-	for k, v := range r.Metadata {
-		if k == "" || len(k) > maxMetadataKey || !isText(k) {
-			return r, nestbox.Errorf(nestbox.CodeInvalid, "metadata key %.80q is not 1 to %d bytes of UTF-8 without NUL", k, maxMetadataKey)
-		}
-		if len(v) > maxMetadataValue || !isText(v) {
-			return r, nestbox.Errorf(nestbox.CodeInvalid, "metadata value of %.80q is not at most %d bytes of UTF-8 without NUL", k, maxMetadataValue)
-		}
-	}
-	return r, nil
-}
-
-func isText(s string) bool { return utf8.ValidString(s) && !strings.ContainsRune(s, 0) }
 
 // ListCapsules says which capsules to list.
 type ListCapsules struct {

@@ -102,7 +102,7 @@ func (w *walk) startServer(ctx context.Context) error {
 
 func (w *walk) createCapsule(ctx context.Context) (err error) {
 	begin := time.Now()
-	w.capsule, err = w.client.Capsules.Create(ctx, client.CreateCapsule{})
+	w.capsule, err = w.client.Capsules.Create(ctx, nestbox.CapsuleSpec{})
 	if err != nil {
 		return err
 	}

@@ -14,6 +14,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"github.com/nestbox/nestbox/internal/durable"
 )
 
 // Find returns the path of an executable envd. An embedded one is written to
@@ -45,14 +47,5 @@ func extract(dir string, data []byte) (string, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
 	}
-	f, err := os.CreateTemp(dir, ".envd-*")
-	if err != nil {
-		return "", err
-	}
-	defer os.Remove(f.Name()) // fails, as it should, once it is renamed
-	_, err = f.Write(data)
-	if err := errors.Join(err, f.Chmod(0o755), f.Sync(), f.Close()); err != nil {
-		return "", err
-	}
-	return path, os.Rename(f.Name(), path)
+	return path, durable.WriteFile(path, data, 0o755)
 }

@@ -32,11 +32,23 @@ type Guest interface {
 	Dial(ctx context.Context, port uint16) (net.Conn, error)
 }
 
-// Info is what a daemon says of itself.
+// Info is what a daemon says of itself. A capsule keeps the daemon that it was
+// started with, which may be older than whoever calls it.
 type Info struct {
 	Version   string
 	StartedAt time.Time
+	Features  []Feature
 }
+
+// Feature is what a daemon can do beyond the first version of this contract. A
+// call that needs one that the daemon lacks is CodeUnsupported.
+type Feature string
+
+// FeatureProcessID: processes have ids, and selectors can name them by those.
+const FeatureProcessID Feature = "process-id"
+
+// Features are those of this version.
+func Features() []Feature { return []Feature{FeatureProcessID} }
 
 // Processes are the processes of a capsule that were started by the API, dead
 // ones included as long as they are remembered.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/nestbox/nestbox"
 	"github.com/nestbox/nestbox/internal/guest"
+	"github.com/nestbox/nestbox/internal/sandbox"
 )
 
 // Host is one machine that runs capsules. All methods are safe for concurrent
@@ -24,7 +25,7 @@ type Host interface {
 	// disk before the sandbox exists lets any later Host of the same state
 	// directory find it or clean up after it. A failed Create leaves nothing.
 	// CodeConflict: the id is taken. CodeNotFound: no such template.
-	Create(ctx context.Context, spec Spec) (Status, error)
+	Create(ctx context.Context, id string, spec nestbox.CapsuleSpec) (Status, error)
 
 	// Destroy ends a capsule and frees everything it used, from any state, and
 	// forgets it. An unknown id is no error.
@@ -48,22 +49,19 @@ type Host interface {
 // Info describes a host.
 type Info struct {
 	nestbox.HostInfo
-	StartedAt time.Time // of the agent: what it has not got from before then, it lost
-}
-
-// Spec is what a capsule is started from.
-type Spec struct {
-	ID        string
-	Template  string
-	Resources nestbox.Resources
+	StartedAt    time.Time // of the agent: what it has not got from before then, it lost
+	Capabilities []sandbox.Capability
 }
 
 // Status is a capsule as its host sees it.
 type Status struct {
-	Spec
+	ID        string
 	State     State
 	Reason    string // of StateDead
 	CreatedAt time.Time
+	// UnresponsiveSince is since when the capsule's daemon has not answered;
+	// zero = it does.
+	UnresponsiveSince time.Time
 }
 
 // State is where a capsule is on its host.

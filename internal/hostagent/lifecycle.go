@@ -12,11 +12,11 @@ import (
 
 // Create implements Host. What is undone on failure is undone in the reverse
 // order of what was done: sandbox, record, entry.
-func (m *Manager) Create(ctx context.Context, spec Spec) (Status, error) {
-	if !nestbox.ValidID(nestbox.PrefixCapsule, spec.ID) {
+func (m *Manager) Create(ctx context.Context, id string, spec nestbox.CapsuleSpec) (Status, error) {
+	if !nestbox.ValidID(nestbox.PrefixCapsule, id) {
 		return Status{}, nestbox.Errorf(nestbox.CodeInvalid, "invalid sandbox ID")
 	}
-	if err := spec.Resources.Validate(); err != nil {
+	if err := spec.Validate(); err != nil {
 		return Status{}, err
 	}
 	root, err := m.cfg.Images.Resolve(spec.Template)
@@ -25,7 +25,7 @@ func (m *Manager) Create(ctx context.Context, spec Spec) (Status, error) {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	c, err := m.claimNew(spec, cancel)
+	c, err := m.claimNew(id, spec, cancel)
 	if err != nil {
 		return Status{}, err
 	}
@@ -44,10 +44,10 @@ func (m *Manager) Create(ctx context.Context, spec Spec) (Status, error) {
 }
 
 // claimNew enters a new capsule, owned by the caller.
-func (m *Manager) claimNew(spec Spec, cancel context.CancelFunc) (*capsule, error) {
+func (m *Manager) claimNew(id string, spec nestbox.CapsuleSpec, cancel context.CancelFunc) (*capsule, error) {
 	c := &capsule{
 		rec: record{
-			ID: spec.ID, Template: spec.Template, Resources: spec.Resources,
+			Version: recordVersion, ID: id, Spec: spec,
 			Token: nestbox.RandomHex(32), State: StateStarting, CreatedAt: time.Now().UTC(),
 		},
 		busy:   make(chan struct{}),
@@ -55,10 +55,10 @@ func (m *Manager) claimNew(spec Spec, cancel context.CancelFunc) (*capsule, erro
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if _, ok := m.capsules[spec.ID]; ok {
-		return nil, nestbox.Errorf(nestbox.CodeConflict, "capsule %s exists already", spec.ID)
+	if _, ok := m.capsules[id]; ok {
+		return nil, nestbox.Errorf(nestbox.CodeConflict, "capsule %s exists already", id)
 	}
-	m.capsules[spec.ID] = c
+	m.capsules[id] = c
 	return c, nil
 }
 
@@ -70,7 +70,7 @@ func (m *Manager) start(ctx context.Context, rec record, root image.Root) (*box,
 	sb, err := m.cfg.Driver.Create(ctx, sandbox.Spec{
 		ID:        rec.ID,
 		Root:      root,
-		Resources: rec.Resources,
+		Resources: rec.Spec.Resources,
 		Env:       map[string]string{sandbox.EnvToken: rec.Token},
 	})
 	if err != nil {

@@ -246,7 +246,7 @@ func (m *Manager) Info(context.Context) (Info, error) {
 	info := m.cfg.Info
 	info.Templates = m.cfg.Images.Names()
 	info.Driver = m.cfg.Driver.Name()
-	return Info{HostInfo: info, StartedAt: m.startedAt}, nil
+	return Info{HostInfo: info, StartedAt: m.startedAt, Capabilities: m.cfg.Driver.Capabilities()}, nil
 }
 
 // Get implements Host.

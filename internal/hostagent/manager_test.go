@@ -115,11 +115,9 @@ func TestRPCNeedsTheToken(t *testing.T) {
 	}
 }
 
-func spec() hostagent.Spec {
-	return hostagent.Spec{
-		ID: nestbox.NewID(nestbox.PrefixCapsule), Template: nestbox.TemplateMinimal, Resources: nestbox.DefaultResources,
-	}
-}
+func newID() string { return nestbox.NewID(nestbox.PrefixCapsule) }
+
+func spec() nestbox.CapsuleSpec { return nestbox.CapsuleSpec{}.WithDefaults() }
 
 // TestRestartFindsEverything ends one host agent, without any goodbye to its
 // capsules, and starts another: same capsule, same process, same output.
@@ -127,7 +125,7 @@ func TestRestartFindsEverything(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t)
 	first := m.open()
-	status, err := first.Create(t.Context(), spec())
+	status, err := first.Create(t.Context(), newID(), spec())
 	require.NoError(t, err)
 	g, err := first.Guest(t.Context(), status.ID)
 	require.NoError(t, err)
@@ -141,8 +139,7 @@ func TestRestartFindsEverything(t *testing.T) {
 	second := m.open()
 	found, err := second.Get(t.Context(), status.ID)
 	require.NoError(t, err)
-	require.Equal(t, status.Spec, found.Spec)
-	require.Equal(t, hostagent.StateRunning, found.State)
+	require.Equal(t, status, found)
 	g, err = second.Guest(t.Context(), status.ID)
 	require.NoError(t, err)
 	p, err := g.Processes().Get(t.Context(), nestbox.Selector{Tag: started.Tag})
@@ -157,7 +154,7 @@ func TestRestartAfterDeath(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t)
 	first := m.open()
-	status, err := first.Create(t.Context(), spec())
+	status, err := first.Create(t.Context(), newID(), spec())
 	require.NoError(t, err)
 	require.NoError(t, first.Close())
 	m.crash(t, status.ID)
@@ -178,7 +175,7 @@ func TestRestartCleansUp(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t)
 	first := m.open()
-	status, err := first.Create(t.Context(), spec())
+	status, err := first.Create(t.Context(), newID(), spec())
 	require.NoError(t, err)
 	require.NoError(t, first.Close())
 
@@ -209,7 +206,7 @@ func TestRestartRemovesStrangers(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t)
 	first := m.open()
-	status, err := first.Create(t.Context(), spec())
+	status, err := first.Create(t.Context(), newID(), spec())
 	require.NoError(t, err)
 	require.NoError(t, first.Close())
 	require.NoError(t, os.Remove(filepath.Join(m.dir, "capsules", status.ID+".json")))
@@ -226,7 +223,7 @@ func TestGarbageRecord(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t)
 	first := m.open()
-	status, err := first.Create(t.Context(), spec())
+	status, err := first.Create(t.Context(), newID(), spec())
 	require.NoError(t, err)
 	require.NoError(t, first.Close())
 	path := filepath.Join(m.dir, "capsules", status.ID+".json")
@@ -245,14 +242,14 @@ func TestFailedCreateLeavesNothing(t *testing.T) {
 	m := newMachine(t)
 	host := m.open()
 	m.driver.FailNextCreate(nestbox.Errorf(nestbox.CodeExhausted, "no room"))
-	_, err := host.Create(t.Context(), spec())
+	_, err := host.Create(t.Context(), newID(), spec())
 	require.Equal(t, nestbox.CodeExhausted, nestbox.CodeOf(err))
 
 	never := make(chan struct{})
 	m.driver.BlockCreate(never)
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
-	_, err = host.Create(ctx, spec())
+	_, err = host.Create(ctx, newID(), spec())
 	require.Error(t, err)
 
 	list, err := host.List(t.Context())

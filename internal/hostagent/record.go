@@ -2,33 +2,36 @@ package hostagent
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"time"
 
 	"github.com/nestbox/nestbox"
+	"github.com/nestbox/nestbox/internal/durable"
 )
 
 // record is what is on disk of a capsule: enough to find it again, to talk to
 // its envd, and to clean up after it. It is written before the sandbox is made
 // and removed after the sandbox is gone.
 type record struct {
-	ID        string            `json:"id"`
-	Template  string            `json:"template"`
-	Resources nestbox.Resources `json:"resources"`
-	Token     string            `json:"token"` // of its envd
-	State     State             `json:"state"`
-	Reason    string            `json:"reason,omitempty"`
-	CreatedAt time.Time         `json:"created_at"`
+	Version   int                 `json:"version"` // recordVersion
+	ID        string              `json:"id"`
+	Spec      nestbox.CapsuleSpec `json:"spec"`
+	Token     string              `json:"token"` // of its envd
+	State     State               `json:"state"`
+	Reason    string              `json:"reason,omitempty"`
+	CreatedAt time.Time           `json:"created_at"`
 }
+
+// recordVersion is the version of the form of records. One without a version
+// has its template and resources beside the rest.
+const recordVersion = 1
 
 func (r record) status() Status {
 	return Status{
-		Spec:      Spec{ID: r.ID, Template: r.Template, Resources: r.Resources},
+		ID:        r.ID,
 		State:     r.State,
 		Reason:    r.Reason,
 		CreatedAt: r.CreatedAt,
@@ -54,35 +57,10 @@ func (rs records) put(r record) error {
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(rs.dir, ".new-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name()) // fails, as it should, once it is renamed
-	_, err = f.Write(data)
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), rs.path(r.ID)); err != nil {
-		return err
-	}
-	return rs.sync()
+	return durable.WriteFile(rs.path(r.ID), data, 0o600)
 }
 
-func (rs records) remove(id string) error {
-	if err := os.Remove(rs.path(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return rs.sync()
-}
-
-func (rs records) sync() error {
-	d, err := os.Open(rs.dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
-}
+func (rs records) remove(id string) error { return durable.Remove(rs.path(id)) }
 
 // all reads every record. What is left of an interrupted put is removed. A
 // file that is no record is an error: guessing could destroy a capsule.
@@ -93,7 +71,7 @@ func (rs records) all() ([]record, error) {
 	}
 	var out []record
 	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), ".new-") {
+		if durable.Leftover(e.Name()) {
 			_ = os.Remove(filepath.Join(rs.dir, e.Name()))
 			continue
 		}
@@ -111,12 +89,22 @@ func (rs records) read(id string) (record, error) {
 	if err != nil {
 		return record{}, err
 	}
-	var r record
+	var r struct {
+		record
+		Template  string            // of version 0
+		Resources nestbox.Resources // of version 0
+	}
 	if err := json.Unmarshal(data, &r); err != nil {
 		return record{}, fmt.Errorf("capsule record %s: %w", rs.path(id), err)
+	}
+	if r.Version > recordVersion {
+		return record{}, fmt.Errorf("capsule record %s has version %d, which only a later Nestbox can read", rs.path(id), r.Version)
+	}
+	if r.Version == 0 {
+		r.Version, r.Spec = recordVersion, nestbox.CapsuleSpec{Template: r.Template, Resources: r.Resources}
 	}
 	if r.ID != id || !nestbox.ValidID(nestbox.PrefixCapsule, id) {
 		return record{}, fmt.Errorf("capsule record %s is of %q", rs.path(id), r.ID)
 	}
-	return r, nil
+	return r.record, nil
 }

@@ -21,6 +21,10 @@ import (
 type Driver interface {
 	Name() string
 
+	// Capabilities are what this driver does beyond this interface's minimum.
+	// What is not named here is never asked of it.
+	Capabilities() []Capability
+
 	// Create starts a sandbox with envd as its PID 1 and returns when the
 	// sandbox runs (envd may not answer yet). On error nothing is left.
 	// The sandbox does not end with ctx, with the Driver or with this process.
@@ -40,6 +44,21 @@ type Driver interface {
 	// Close frees what the Driver holds in this process. Sandboxes go on.
 	Close() error
 }
+
+// Capability is an optional ability of a driver.
+type Capability string
+
+// The capabilities.
+const (
+	// Isolates: what runs inside can harm neither the host nor other sandboxes.
+	Isolates Capability = "isolates"
+	// LimitsMemory, LimitsDisk, LimitsPids and LimitsCPU: the limits of
+	// nestbox.Resources are kept.
+	LimitsMemory Capability = "limits-memory"
+	LimitsDisk   Capability = "limits-disk"
+	LimitsPids   Capability = "limits-pids"
+	LimitsCPU    Capability = "limits-cpu"
+)
 
 // Spec is what a sandbox is started from.
 type Spec struct {

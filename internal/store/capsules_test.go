@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/nestbox/nestbox"
+	"github.com/nestbox/nestbox/internal/fieldtest"
 	"github.com/nestbox/nestbox/internal/store"
 )
 
@@ -41,6 +42,19 @@ func addIn(t *testing.T, s *store.Store, team string, state nestbox.CapsuleState
 	}
 	require.Equal(t, state, c.State)
 	return c
+}
+
+// TestEveryFieldOfACapsuleIsKept: a setting that is added to a capsule and
+// forgotten in the store fails here.
+func TestEveryFieldOfACapsuleIsKept(t *testing.T) {
+	forEachStore(t, func(t *testing.T, s *store.Store) {
+		c := newCapsule(addTeam(t, s).ID, epoch)
+		c.CapsuleSpec = fieldtest.Fill[nestbox.CapsuleSpec](t)
+		require.NoError(t, s.CreateCapsule(t.Context(), c, host))
+		back, err := s.Capsule(t.Context(), c.ID)
+		require.NoError(t, err)
+		require.Equal(t, c.CapsuleSpec, back.CapsuleSpec)
+	})
 }
 
 func TestCreateCapsule(t *testing.T) {

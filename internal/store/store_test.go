@@ -110,9 +110,12 @@ func newKey(team string) nestbox.APIKey {
 
 func newCapsule(team string, created time.Time) nestbox.Capsule {
 	return nestbox.Capsule{
-		ID: nestbox.NewID(nestbox.PrefixCapsule), TeamID: team, HostID: host.ID, Template: "minimal",
-		State: nestbox.StateStarting, Resources: nestbox.Resources{VCPUs: 1, MemoryMB: 2, DiskMB: 3, PidsMax: 4},
-		TimeoutSec: nestbox.MaxTimeoutSec, Metadata: map[string]string{"k": "v\x00\"'?$1", "ключ": "値"},
+		ID: nestbox.NewID(nestbox.PrefixCapsule), TeamID: team, HostID: host.ID,
+		CapsuleSpec: nestbox.CapsuleSpec{
+			Template: "minimal", Resources: nestbox.Resources{VCPUs: 1, MemoryMB: 2, DiskMB: 3, PidsMax: 4},
+			TimeoutSec: nestbox.MaxTimeoutSec, Metadata: map[string]string{"k": "v\x00\"'?$1", "ключ": "値"},
+		},
+		State:     nestbox.StateStarting,
 		CreatedAt: created, LastActiveAt: created, UpdatedAt: created,
 	}
 }

@@ -132,11 +132,7 @@ func TestHostOverRPC(t *testing.T) {
 func newGuest(t *testing.T) guest.Guest {
 	t.Helper()
 	host := remote(t, newManager(t))
-	status, err := host.Create(t.Context(), hostagent.Spec{
-		ID:        nestbox.NewID(nestbox.PrefixCapsule),
-		Template:  nestbox.TemplateMinimal,
-		Resources: nestbox.DefaultResources,
-	})
+	status, err := host.Create(t.Context(), nestbox.NewID(nestbox.PrefixCapsule), nestbox.CapsuleSpec{}.WithDefaults())
 	require.NoError(t, err)
 	g, err := host.Guest(t.Context(), status.ID)
 	require.NoError(t, err)

@@ -54,7 +54,7 @@ func New(cfg Config) (*Envd, error) {
 
 // Ping answers at once.
 func (e *Envd) Ping(ctx context.Context) (guest.Info, error) {
-	return guest.Info{Version: e.version, StartedAt: e.startedAt}, nil
+	return guest.Info{Version: e.version, StartedAt: e.startedAt, Features: guest.Features()}, nil
 }
 
 // Processes returns the process table.

@@ -9,7 +9,7 @@ package envd
 // ones, and forgets the oldest of those if there are too many.
 func (t *table) retire(p *process) {
 	t.mu.Lock()
-	delete(t.live, p.seq)
+	delete(t.live, p.id)
 	t.exited = append(t.exited, p)
 	var gone []*process
 	for i := 0; len(t.exited) > t.limits.Exited && i < len(t.exited); {
@@ -21,6 +21,7 @@ func (t *table) retire(p *process) {
 		t.exited = append(t.exited[:i], t.exited[i+1:]...)
 	}
 	for _, old := range gone {
+		delete(t.byID, old.id)
 		if t.byPID[old.pid] == old {
 			delete(t.byPID, old.pid)
 		}

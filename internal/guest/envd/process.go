@@ -17,7 +17,7 @@ import (
 // process is one process that was started by the API: its leader, its tree
 // and its output.
 type process struct {
-	seq       uint64 // order of starts
+	id        nestbox.ProcessID // in the order of starts; set with started
 	tag       string
 	mark      string // value of markVariable in the whole tree
 	spec      nestbox.ProcessSpec
@@ -44,7 +44,7 @@ type process struct {
 func (p *process) record() nestbox.Process {
 	output, exit := p.log.state()
 	r := nestbox.Process{
-		PID: p.pid, Tag: p.tag, Cmd: p.spec.Cmd, Args: p.spec.Args,
+		ID: p.id, PID: p.pid, Tag: p.tag, Cmd: p.spec.Cmd, Args: p.spec.Args,
 		Cwd: p.cwd, User: p.user, Stdin: p.stdin.isOpen(),
 		StartedAt: p.startedAt, Output: output,
 	}

@@ -37,12 +37,13 @@ type table struct {
 	lastMark atomic.Uint64
 
 	mu       sync.Mutex
-	nextSeq  uint64
-	live     map[uint64]*process // by seq
-	exited   []*process          // oldest first
-	byPID    map[int]*process    // the newest of each number
-	byTag    map[string]*process // the newest of each name
-	starting map[string]struct{} // names of starts that are going on
+	lastID   nestbox.ProcessID
+	live     map[nestbox.ProcessID]*process
+	exited   []*process                     // oldest first
+	byID     map[nestbox.ProcessID]*process // live and exited
+	byPID    map[int]*process               // the newest of each number
+	byTag    map[string]*process            // the newest of each name
+	starting map[string]struct{}            // names of starts that are going on
 }
 
 var _ guest.Processes = (*table)(nil)
@@ -66,7 +67,8 @@ func newTable(limits Limits, cgroups string, log *slog.Logger) (*table, error) {
 		groups:   newTreeGroups(cgroups),
 		devNull:  devNull,
 		marks:    nestbox.RandomHex(8),
-		live:     map[uint64]*process{},
+		live:     map[nestbox.ProcessID]*process{},
+		byID:     map[nestbox.ProcessID]*process{},
 		byPID:    map[int]*process{},
 		byTag:    map[string]*process{},
 		starting: map[string]struct{}{},
@@ -201,9 +203,10 @@ func (t *table) releaseTag(tag string) {
 func (t *table) add(p *process) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.nextSeq++
-	p.seq = t.nextSeq
-	t.live[p.seq] = p
+	t.lastID++
+	p.id = t.lastID
+	t.live[p.id] = p
+	t.byID[p.id] = p
 	t.byPID[p.pid] = p
 	t.byTag[p.tag] = p
 }
@@ -249,7 +252,10 @@ func (t *table) find(sel nestbox.Selector) (*process, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	p := t.byPID[sel.PID]
-	if sel.Tag != "" {
+	switch {
+	case sel.ID != 0:
+		p = t.byID[sel.ID]
+	case sel.Tag != "":
 		p = t.byTag[sel.Tag]
 	}
 	if p == nil {
@@ -266,7 +272,7 @@ func (t *table) List(_ context.Context, all bool) ([]nestbox.Process, error) {
 		processes = append(processes, t.exited...)
 	}
 	t.mu.Unlock()
-	slices.SortFunc(processes, func(a, b *process) int { return cmp.Compare(a.seq, b.seq) })
+	slices.SortFunc(processes, func(a, b *process) int { return cmp.Compare(a.id, b.id) })
 	records := make([]nestbox.Process, 0, len(processes))
 	for _, p := range processes {
 		if r := p.record(); all || r.Running() {

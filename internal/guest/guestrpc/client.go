@@ -4,7 +4,9 @@ import (
 	"context"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect/v2"
@@ -54,6 +56,7 @@ type Client struct {
 	calls     *connect.Client
 	rpc       guestv1connect.GuestServiceClient
 	silentFor time.Duration
+	info      atomic.Pointer[guest.Info] // nil until the daemon was asked
 }
 
 var _ guest.Guest = (*Client)(nil)
@@ -135,7 +138,37 @@ func (c *Client) Ping(ctx context.Context) (guest.Info, error) {
 	if err != nil {
 		return guest.Info{}, fromWire(err)
 	}
-	return guest.Info{Version: res.GetVersion(), StartedAt: timeFromWire(res.GetStartedAt())}, nil
+	info := infoFromWire(res)
+	c.info.Store(&info)
+	return info, nil
+}
+
+// need returns CodeUnsupported if the daemon lacks a feature. A daemon never
+// changes, so it is asked once.
+func (c *Client) need(ctx context.Context, f guest.Feature) error {
+	info := c.info.Load()
+	if info == nil {
+		asked, err := c.Ping(ctx)
+		if err != nil {
+			return err
+		}
+		info = &asked
+	}
+	if !slices.Contains(info.Features, f) {
+		return nestbox.Errorf(nestbox.CodeUnsupported, "the capsule's daemon is of version %.40q and lacks %s: a capsule that is made now has it", info.Version, f)
+	}
+	return nil
+}
+
+// selector returns the wire form of sel, if the daemon understands it. A zero
+// one comes of the record of a daemon that has no ids.
+func (c *Client) selector(ctx context.Context, sel nestbox.Selector) (*guestv1.Selector, error) {
+	if sel.ID != 0 || sel == (nestbox.Selector{}) {
+		if err := c.need(ctx, guest.FeatureProcessID); err != nil {
+			return nil, err
+		}
+	}
+	return selectorToWire(sel), nil
 }
 
 // Processes implements guest.Guest.

@@ -46,7 +46,11 @@ func (p processes) Start(ctx context.Context, spec nestbox.ProcessSpec, attach *
 
 // Attach implements guest.Processes.
 func (p processes) Attach(ctx context.Context, sel nestbox.Selector, attach guest.Attach) (guest.OutputReader, error) {
-	req := &guestv1.AttachRequest{Selector: selectorToWire(sel), Attach: attachToWire(attach)}
+	who, err := p.client.selector(ctx, sel)
+	if err != nil {
+		return nil, err
+	}
+	req := &guestv1.AttachRequest{Selector: who, Attach: attachToWire(attach)}
 	call := procedure(guestv1connect.GuestServiceAttachProcedure, connect.StreamTypeServer)
 	reader, err := p.client.openReader(ctx, call, req, attachResponseEvent, &guestv1.AttachResponse{})
 	if err != nil {
@@ -70,7 +74,11 @@ func (p processes) List(ctx context.Context, all bool) ([]nestbox.Process, error
 
 // Get implements guest.Processes.
 func (p processes) Get(ctx context.Context, sel nestbox.Selector) (nestbox.Process, error) {
-	res, err := p.client.rpc.Get(ctx, &guestv1.GetRequest{Selector: selectorToWire(sel)})
+	who, err := p.client.selector(ctx, sel)
+	if err != nil {
+		return nestbox.Process{}, err
+	}
+	res, err := p.client.rpc.Get(ctx, &guestv1.GetRequest{Selector: who})
 	if err != nil {
 		return nestbox.Process{}, fromWire(err)
 	}
@@ -79,7 +87,11 @@ func (p processes) Get(ctx context.Context, sel nestbox.Selector) (nestbox.Proce
 
 // Wait implements guest.Processes.
 func (p processes) Wait(ctx context.Context, sel nestbox.Selector) (nestbox.Process, error) {
-	res, err := p.client.rpc.Wait(ctx, &guestv1.WaitRequest{Selector: selectorToWire(sel)})
+	who, err := p.client.selector(ctx, sel)
+	if err != nil {
+		return nestbox.Process{}, err
+	}
+	res, err := p.client.rpc.Wait(ctx, &guestv1.WaitRequest{Selector: who})
 	if err != nil {
 		return nestbox.Process{}, fromWire(err)
 	}
@@ -91,19 +103,31 @@ func (p processes) WriteStdin(ctx context.Context, sel nestbox.Selector, data []
 	if len(data) > nestbox.MaxStdin {
 		return nestbox.Errorf(nestbox.CodeTooLarge, "more than %d bytes for standard input at once", nestbox.MaxStdin)
 	}
-	_, err := p.client.rpc.WriteStdin(ctx, &guestv1.WriteStdinRequest{Selector: selectorToWire(sel), Data: data, Eof: eof})
+	who, err := p.client.selector(ctx, sel)
+	if err != nil {
+		return err
+	}
+	_, err = p.client.rpc.WriteStdin(ctx, &guestv1.WriteStdinRequest{Selector: who, Data: data, Eof: eof})
 	return fromWire(err)
 }
 
 // Signal implements guest.Processes.
 func (p processes) Signal(ctx context.Context, sel nestbox.Selector, sig syscall.Signal) error {
-	_, err := p.client.rpc.Signal(ctx, &guestv1.SignalRequest{Selector: selectorToWire(sel), Signal: int32(sig)})
+	who, err := p.client.selector(ctx, sel)
+	if err != nil {
+		return err
+	}
+	_, err = p.client.rpc.Signal(ctx, &guestv1.SignalRequest{Selector: who, Signal: int32(sig)})
 	return fromWire(err)
 }
 
 // Kill implements guest.Processes.
 func (p processes) Kill(ctx context.Context, sel nestbox.Selector, how guest.Kill) (nestbox.Process, error) {
-	res, err := p.client.rpc.Kill(ctx, killToWire(sel, how))
+	who, err := p.client.selector(ctx, sel)
+	if err != nil {
+		return nestbox.Process{}, err
+	}
+	res, err := p.client.rpc.Kill(ctx, killToWire(who, how))
 	if err != nil {
 		return nestbox.Process{}, fromWire(err)
 	}

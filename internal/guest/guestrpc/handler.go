@@ -92,7 +92,7 @@ func (handler) Ping(ctx context.Context, _ *guestv1.PingRequest) (*guestv1.PingR
 	if err != nil {
 		return nil, rpcerr.ToConnect(err)
 	}
-	return &guestv1.PingResponse{Version: info.Version, StartedAt: timeToWire(info.StartedAt)}, nil
+	return infoToWire(info), nil
 }
 
 // List implements guestv1connect.GuestServiceHandler.

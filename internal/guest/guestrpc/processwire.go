@@ -59,6 +59,7 @@ func checkText(s nestbox.ProcessSpec) error {
 
 func processToWire(p nestbox.Process) *guestv1.Process {
 	return &guestv1.Process{
+		Id:        uint64(p.ID),
 		Pid:       int32(p.PID),
 		Tag:       p.Tag,
 		Cmd:       p.Cmd,
@@ -80,6 +81,7 @@ func processToWire(p nestbox.Process) *guestv1.Process {
 
 func processFromWire(p *guestv1.Process) nestbox.Process {
 	return nestbox.Process{
+		ID:        nestbox.ProcessID(p.GetId()),
 		PID:       int(p.GetPid()),
 		Tag:       p.GetTag(),
 		Cmd:       p.GetCmd(),
@@ -138,14 +140,17 @@ func timeFromWire(t *timestamppb.Timestamp) time.Time {
 }
 
 func selectorToWire(s nestbox.Selector) *guestv1.Selector {
-	if s.Tag != "" {
+	switch {
+	case s.ID != 0:
+		return &guestv1.Selector{By: &guestv1.Selector_Id{Id: uint64(s.ID)}}
+	case s.Tag != "":
 		return &guestv1.Selector{By: &guestv1.Selector_Tag{Tag: s.Tag}}
 	}
 	return &guestv1.Selector{By: &guestv1.Selector_Pid{Pid: int32(s.PID)}}
 }
 
 func selectorFromWire(s *guestv1.Selector) nestbox.Selector {
-	return nestbox.Selector{PID: int(s.GetPid()), Tag: s.GetTag()}
+	return nestbox.Selector{ID: nestbox.ProcessID(s.GetId()), PID: int(s.GetPid()), Tag: s.GetTag()}
 }
 
 func attachToWire(a guest.Attach) *guestv1.AttachOptions {
@@ -164,9 +169,9 @@ func attachFromWire(a *guestv1.AttachOptions) guest.Attach {
 	}
 }
 
-func killToWire(sel nestbox.Selector, how guest.Kill) *guestv1.KillRequest {
+func killToWire(who *guestv1.Selector, how guest.Kill) *guestv1.KillRequest {
 	return &guestv1.KillRequest{
-		Selector: selectorToWire(sel),
+		Selector: who,
 		Signal:   int32(how.Signal),
 		Grace:    durationpb.New(how.Grace),
 	}
@@ -221,4 +226,20 @@ func (c *eventEncoder) encode(e nestbox.OutputEvent) *guestv1.OutputEvent {
 		c.event.Event = nil
 	}
 	return &c.event
+}
+
+func infoToWire(i guest.Info) *guestv1.PingResponse {
+	out := &guestv1.PingResponse{Version: i.Version, StartedAt: timeToWire(i.StartedAt)}
+	for _, f := range i.Features {
+		out.Features = append(out.Features, string(f))
+	}
+	return out
+}
+
+func infoFromWire(r *guestv1.PingResponse) guest.Info {
+	info := guest.Info{Version: r.GetVersion(), StartedAt: timeFromWire(r.GetStartedAt())}
+	for _, f := range r.GetFeatures() {
+		info.Features = append(info.Features, guest.Feature(f))
+	}
+	return info
 }

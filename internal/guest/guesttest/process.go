@@ -33,6 +33,7 @@ func RunProcesses(t *testing.T, newGuest func(t *testing.T) guest.Guest) {
 		"User":                  testUser,
 		"Tags":                  testTags,
 		"TagReuse":              testTagReuse,
+		"IDs":                   testIDs,
 		"TagRace":               testTagRace,
 		"Unknown":               testUnknown,
 		"ListOrder":             testListOrder,
@@ -96,7 +97,8 @@ func waiting(t *testing.T) context.Context {
 	return ctx
 }
 
-func byPID(p nestbox.Process) nestbox.Selector { return nestbox.Selector{PID: p.PID} }
+// exact names p and no other process.
+func exact(p nestbox.Process) nestbox.Selector { return nestbox.Selector{ID: p.ID} }
 
 // start starts a process whose tree is killed when the test ends.
 func start(t *testing.T, g guest.Processes, spec nestbox.ProcessSpec) nestbox.Process {
@@ -116,12 +118,15 @@ func startAttached(t *testing.T, g guest.Processes, spec nestbox.ProcessSpec, at
 	return p, r
 }
 
-// killLeft kills what is left of a process, by its tag: its PID may be of
-// another by now.
+// killLeft kills what is left of a process.
 func killLeft(t *testing.T, g guest.Processes, p nestbox.Process) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	if _, err := g.Kill(ctx, nestbox.Selector{Tag: p.Tag}, guest.Kill{}); err != nil && nestbox.CodeOf(err) != nestbox.CodeNotFound {
+	sel := exact(p)
+	if p.ID == 0 { // all that is known of it is its tag
+		sel = nestbox.Selector{Tag: p.Tag}
+	}
+	if _, err := g.Kill(ctx, sel, guest.Kill{}); err != nil && nestbox.CodeOf(err) != nestbox.CodeNotFound {
 		t.Errorf("kill what is left of %s: %v", p.Tag, err)
 	}
 }
@@ -129,7 +134,7 @@ func killLeft(t *testing.T, g guest.Processes, p nestbox.Process) {
 // attach attaches a reader that is closed when the test ends.
 func attach(t *testing.T, g guest.Processes, p nestbox.Process, how guest.Attach) guest.OutputReader {
 	t.Helper()
-	r, err := g.Attach(waiting(t), byPID(p), how)
+	r, err := g.Attach(waiting(t), exact(p), how)
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = r.Close() })
 	return r

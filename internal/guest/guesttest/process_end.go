@@ -24,19 +24,19 @@ func testStdin(t *testing.T, g guest.Processes) {
 	writes := make(chan error, 1)
 	go func() {
 		for i := 0; i < len(data); i += 1 << 20 {
-			if err := g.WriteStdin(waiting(t), byPID(p), data[i:i+1<<20], false); err != nil {
+			if err := g.WriteStdin(waiting(t), exact(p), data[i:i+1<<20], false); err != nil {
 				writes <- err
 				return
 			}
 		}
-		writes <- g.WriteStdin(waiting(t), byPID(p), nil, true)
+		writes <- g.WriteStdin(waiting(t), exact(p), nil, true)
 	}()
 	tr := &transcript{}
 	tr.readAll(t, r)
 	require.NoError(t, <-writes)
 	require.Equal(t, sha256.Sum256(data), sha256.Sum256(tr.stdout))
 	require.Zero(t, tr.exit.Code)
-	ended, err := g.Get(waiting(t), byPID(p))
+	ended, err := g.Get(waiting(t), exact(p))
 	require.NoError(t, err)
 	require.False(t, ended.Stdin)
 }
@@ -48,9 +48,9 @@ func testStdinFull(t *testing.T, g guest.Processes) {
 	(&transcript{}).readUntil(t, r, "up")
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
-	err := g.WriteStdin(ctx, byPID(p), make([]byte, nestbox.MaxStdin), false)
+	err := g.WriteStdin(ctx, exact(p), make([]byte, nestbox.MaxStdin), false)
 	requireError(t, nestbox.CodeTimeout, err)
-	again, err := g.Get(waiting(t), byPID(p))
+	again, err := g.Get(waiting(t), exact(p))
 	require.NoError(t, err)
 	require.True(t, again.Running())
 	require.True(t, again.Stdin)
@@ -58,23 +58,23 @@ func testStdinFull(t *testing.T, g guest.Processes) {
 
 func testStdinNotOpen(t *testing.T, g guest.Processes) {
 	p := start(t, g, shell("cat; exec sleep 1000"))
-	err := g.WriteStdin(waiting(t), byPID(p), []byte("x"), false)
+	err := g.WriteStdin(waiting(t), exact(p), []byte("x"), false)
 	requireError(t, nestbox.CodeInvalidState, err)
 
 	p = start(t, g, nestbox.ProcessSpec{Cmd: "cat", Stdin: true})
-	require.NoError(t, g.WriteStdin(waiting(t), byPID(p), []byte("x"), true))
-	err = g.WriteStdin(waiting(t), byPID(p), []byte("y"), false)
+	require.NoError(t, g.WriteStdin(waiting(t), exact(p), []byte("x"), true))
+	err = g.WriteStdin(waiting(t), exact(p), []byte("y"), false)
 	requireError(t, nestbox.CodeInvalidState, err)
-	_, err = g.Wait(waiting(t), byPID(p))
+	_, err = g.Wait(waiting(t), exact(p))
 	require.NoError(t, err)
 
 	p = start(t, g, nestbox.ProcessSpec{Cmd: "true", Stdin: true})
-	_, err = g.Wait(waiting(t), byPID(p))
+	_, err = g.Wait(waiting(t), exact(p))
 	require.NoError(t, err)
-	err = g.WriteStdin(waiting(t), byPID(p), []byte("x"), false)
+	err = g.WriteStdin(waiting(t), exact(p), []byte("x"), false)
 	requireError(t, nestbox.CodeInvalidState, err)
 
-	err = g.WriteStdin(waiting(t), byPID(p), make([]byte, nestbox.MaxStdin+1), false)
+	err = g.WriteStdin(waiting(t), exact(p), make([]byte, nestbox.MaxStdin+1), false)
 	requireError(t, nestbox.CodeTooLarge, err)
 }
 
@@ -97,14 +97,14 @@ while True:
 	for _, name := range []string{"SIGHUP", "int", "Quit", "USR1", "SIGUSR2", "PIPE", "ALRM", "TERM", "CONT", "WINCH", "URG"} {
 		sig, err := nestbox.ParseSignal(name)
 		require.NoError(t, err)
-		require.NoError(t, g.Signal(waiting(t), byPID(p), sig))
+		require.NoError(t, g.Signal(waiting(t), exact(p), sig))
 		tr.readUntil(t, r, fmt.Sprintf("<leader %d>", sig))
 		tr.readUntil(t, r, fmt.Sprintf("<child %d>", sig))
 	}
 	for _, sig := range []syscall.Signal{0, -1, 65} {
-		requireError(t, nestbox.CodeInvalid, g.Signal(waiting(t), byPID(p), sig))
+		requireError(t, nestbox.CodeInvalid, g.Signal(waiting(t), exact(p), sig))
 	}
-	require.NoError(t, g.Signal(waiting(t), byPID(p), syscall.SIGKILL))
+	require.NoError(t, g.Signal(waiting(t), exact(p), syscall.SIGKILL))
 	tr.readAll(t, r)
 	require.Equal(t, 137, tr.exit.Code)
 	require.Equal(t, "SIGKILL", tr.exit.Signal)
@@ -113,9 +113,9 @@ while True:
 
 func testSignalEnded(t *testing.T, g guest.Processes) {
 	p := start(t, g, nestbox.ProcessSpec{Cmd: "true"})
-	_, err := g.Wait(waiting(t), byPID(p))
+	_, err := g.Wait(waiting(t), exact(p))
 	require.NoError(t, err)
-	requireError(t, nestbox.CodeInvalidState, g.Signal(waiting(t), byPID(p), syscall.SIGTERM))
+	requireError(t, nestbox.CodeInvalidState, g.Signal(waiting(t), exact(p), syscall.SIGTERM))
 }
 
 // trees are scripts that make a tree, write the PIDs of its members to
@@ -156,7 +156,7 @@ func testKillTree(t *testing.T, g guest.Processes) {
 				require.NotEmpty(t, pids)
 				require.Len(t, strings.Split(existing(t, g, pids), "\n"), len(pids), "all live before the kill")
 
-				killed, err := g.Kill(waiting(t), byPID(p), kill)
+				killed, err := g.Kill(waiting(t), exact(p), kill)
 				require.NoError(t, err)
 				require.Empty(t, existing(t, g, pids))
 				require.NotNil(t, killed.Exit)
@@ -188,7 +188,7 @@ while time.time() < end:
         full = True
 `), &guest.Attach{})
 	(&transcript{}).readUntil(t, r, "full")
-	killed, err := g.Kill(waiting(t), byPID(p), guest.Kill{})
+	killed, err := g.Kill(waiting(t), exact(p), guest.Kill{})
 	require.NoError(t, err)
 	require.Equal(t, nestbox.ReasonKilled, killed.Exit.Reason)
 	require.Equal(t, "0", output(t, g, "grep -l '^Uid:.*"+uid+"' /proc/[0-9]*/status 2>/dev/null | wc -l"))
@@ -210,9 +210,9 @@ while time.time() < end:
     time.sleep(0.002)
 `), &guest.Attach{})
 	(&transcript{}).readUntil(t, r, "up")
-	_, err := g.Wait(waiting(t), byPID(p))
+	_, err := g.Wait(waiting(t), exact(p))
 	require.NoError(t, err)
-	_, err = g.Kill(waiting(t), byPID(p), guest.Kill{})
+	_, err = g.Kill(waiting(t), exact(p), guest.Kill{})
 	require.NoError(t, err)
 	require.Equal(t, "0", output(t, g, "grep -l '^Uid:.*"+uid+"' /proc/[0-9]*/status 2>/dev/null | wc -l"))
 	tr := &transcript{}
@@ -225,7 +225,7 @@ func testKillGrace(t *testing.T, g guest.Processes) {
 	tr.readUntil(t, r, "up")
 	began := time.Now()
 	const grace = 300 * time.Millisecond
-	killed, err := g.Kill(waiting(t), byPID(p), guest.Kill{Signal: syscall.SIGTERM, Grace: grace})
+	killed, err := g.Kill(waiting(t), exact(p), guest.Kill{Signal: syscall.SIGTERM, Grace: grace})
 	require.NoError(t, err)
 	require.GreaterOrEqual(t, time.Since(began), grace)
 	require.Equal(t, nestbox.ReasonKilled, killed.Exit.Reason)
@@ -236,7 +236,7 @@ func testKillGrace(t *testing.T, g guest.Processes) {
 	// Who heeds the signal does not wait for the end of the grace.
 	p, r = startAttached(t, g, shell("trap 'exit 12' HUP; echo up; while :; do sleep 0.01; done"), &guest.Attach{})
 	(&transcript{}).readUntil(t, r, "up")
-	killed, err = g.Kill(waiting(t), byPID(p), guest.Kill{Signal: syscall.SIGHUP, Grace: 10 * patience})
+	killed, err = g.Kill(waiting(t), exact(p), guest.Kill{Signal: syscall.SIGHUP, Grace: 10 * patience})
 	require.NoError(t, err)
 	require.Equal(t, 12, killed.Exit.Code)
 	require.Equal(t, nestbox.ReasonKilled, killed.Exit.Reason)
@@ -247,7 +247,7 @@ func testKillLastWords(t *testing.T, g guest.Processes) {
 		p, r := startAttached(t, g, shell("trap 'echo last words; exit 0' TERM; echo up; while :; do sleep 0.01; done"), &guest.Attach{})
 		tr := &transcript{}
 		tr.readUntil(t, r, "up")
-		killed, err := g.Kill(waiting(t), byPID(p), guest.Kill{Signal: syscall.SIGTERM, Grace: patience})
+		killed, err := g.Kill(waiting(t), exact(p), guest.Kill{Signal: syscall.SIGTERM, Grace: patience})
 		require.NoError(t, err)
 		require.Equal(t, nestbox.ReasonKilled, killed.Exit.Reason)
 		require.Zero(t, killed.Exit.Code)
@@ -258,10 +258,10 @@ func testKillLastWords(t *testing.T, g guest.Processes) {
 
 func testKillEnded(t *testing.T, g guest.Processes) {
 	p := start(t, g, shell("exit 6"))
-	ended, err := g.Wait(waiting(t), byPID(p))
+	ended, err := g.Wait(waiting(t), exact(p))
 	require.NoError(t, err)
 	for range 2 {
-		killed, err := g.Kill(waiting(t), byPID(p), guest.Kill{Signal: syscall.SIGTERM})
+		killed, err := g.Kill(waiting(t), exact(p), guest.Kill{Signal: syscall.SIGTERM})
 		require.NoError(t, err)
 		require.Equal(t, ended.Exit.Code, killed.Exit.Code)
 		require.Equal(t, nestbox.ReasonExited, killed.Exit.Reason)
@@ -277,7 +277,7 @@ func testKillConcurrently(t *testing.T, g guest.Processes) {
 			if i%2 == 0 {
 				how = guest.Kill{Signal: syscall.SIGTERM, Grace: time.Minute}
 			}
-			killed, err := g.Kill(waiting(t), byPID(p), how)
+			killed, err := g.Kill(waiting(t), exact(p), how)
 			if err != nil || killed.Exit == nil || killed.Exit.Reason != nestbox.ReasonKilled {
 				t.Errorf("kill: %v %+v", err, killed.Exit)
 			}
@@ -292,14 +292,14 @@ func testKillSparesOthers(t *testing.T, g guest.Processes) {
 	bystander := start(t, g, spec)
 	for range 5 {
 		p := start(t, g, shell("(setsid sleep 1000 &); sleep 1000 & exit 0"))
-		_, err := g.Kill(waiting(t), byPID(p), guest.Kill{})
+		_, err := g.Kill(waiting(t), exact(p), guest.Kill{})
 		require.NoError(t, err)
 	}
-	again, err := g.Get(waiting(t), byPID(bystander))
+	again, err := g.Get(waiting(t), exact(bystander))
 	require.NoError(t, err)
 	require.True(t, again.Running())
-	require.NoError(t, g.WriteStdin(waiting(t), byPID(bystander), nil, true))
-	ended, err := g.Wait(waiting(t), byPID(bystander))
+	require.NoError(t, g.WriteStdin(waiting(t), exact(bystander), nil, true))
+	ended, err := g.Wait(waiting(t), exact(bystander))
 	require.NoError(t, err)
 	require.Equal(t, nestbox.ReasonExited, ended.Exit.Reason)
 	require.Zero(t, ended.Exit.Code)
@@ -308,10 +308,10 @@ func testKillSparesOthers(t *testing.T, g guest.Processes) {
 func testKillInvalid(t *testing.T, g guest.Processes) {
 	p := start(t, g, nestbox.ProcessSpec{Cmd: "cat", Stdin: true})
 	for _, how := range []guest.Kill{{Signal: -1}, {Signal: 65}, {Grace: -1}} {
-		_, err := g.Kill(waiting(t), byPID(p), how)
+		_, err := g.Kill(waiting(t), exact(p), how)
 		requireError(t, nestbox.CodeInvalid, err)
 	}
-	again, err := g.Get(waiting(t), byPID(p))
+	again, err := g.Get(waiting(t), exact(p))
 	require.NoError(t, err)
 	require.True(t, again.Running())
 }
@@ -331,7 +331,7 @@ func testTimeout(t *testing.T, g guest.Processes) {
 	pids := strings.Fields(output(t, g, "cat "+dir+"/pids"))
 	require.Len(t, pids, 2)
 	eventually(t, func() bool { return existing(t, g, pids) == "" }, "the whole tree is dead")
-	ended, err := g.Get(waiting(t), byPID(p))
+	ended, err := g.Get(waiting(t), exact(p))
 	require.NoError(t, err)
 	require.Equal(t, nestbox.ReasonTimeout, ended.Exit.Reason)
 }

@@ -21,7 +21,7 @@ import (
 
 func testOutputUnattended(t *testing.T, g guest.Processes) {
 	p := start(t, g, shell("echo one; echo two >&2; seq 1 20000; printf 'end'"))
-	_, err := g.Wait(waiting(t), byPID(p))
+	_, err := g.Wait(waiting(t), exact(p))
 	require.NoError(t, err)
 	for range 2 {
 		tr := &transcript{}
@@ -30,7 +30,7 @@ func testOutputUnattended(t *testing.T, g guest.Processes) {
 		require.True(t, strings.HasSuffix(string(tr.stdout), "20000\nend"))
 		require.Equal(t, "two\n", string(tr.stderr))
 	}
-	again, err := g.Get(waiting(t), byPID(p))
+	again, err := g.Get(waiting(t), exact(p))
 	require.NoError(t, err)
 	require.EqualValues(t, 4, again.Output.Stderr)
 	require.Equal(t, again.Output.End, again.Output.Stdout+again.Output.Stderr)
@@ -81,7 +81,7 @@ open("`+dir+`/sums", "w").write(sums[0].hexdigest() + " " + sums[1].hexdigest())
 	for i := range got {
 		wg.Go(func() {
 			var err error
-			if got[i], err = readInPieces(waiting(t), g, byPID(p), rand.New(rand.NewPCG(1, uint64(i)))); err != nil {
+			if got[i], err = readInPieces(waiting(t), g, exact(p), rand.New(rand.NewPCG(1, uint64(i)))); err != nil {
 				t.Errorf("reader %d: %v", i, err)
 			}
 		})
@@ -190,7 +190,7 @@ func testOutputStalledReader(t *testing.T, g guest.Processes) {
 	require.NoError(t, err)
 	require.Empty(t, gaps)
 	require.EqualValues(t, overflow, end)
-	ended, err := g.Wait(waiting(t), byPID(p))
+	ended, err := g.Wait(waiting(t), exact(p))
 	require.NoError(t, err)
 	require.Zero(t, ended.Exit.Code)
 	require.EqualValues(t, overflow, ended.Output.Stdout)
@@ -212,7 +212,7 @@ func testOutputLossless(t *testing.T, g guest.Processes) {
 	p, r := startAttached(t, g, flood(), &guest.Attach{Lossless: true})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
-	_, err := g.Wait(ctx, byPID(p))
+	_, err := g.Wait(ctx, exact(p))
 	requireError(t, nestbox.CodeTimeout, err) // it waits for its reader
 	gaps, end, err := checkPattern(waiting(t), r)
 	require.NoError(t, err)
@@ -223,7 +223,7 @@ func testOutputLossless(t *testing.T, g guest.Processes) {
 	_, err = r.Next(waiting(t))
 	require.NoError(t, err)
 	require.NoError(t, r.Close()) // that frees it
-	ended, err := g.Wait(waiting(t), byPID(p))
+	ended, err := g.Wait(waiting(t), exact(p))
 	require.NoError(t, err)
 	require.Zero(t, ended.Exit.Code)
 	require.EqualValues(t, overflow, ended.Output.End)
@@ -235,7 +235,7 @@ func testOutputReadersLeave(t *testing.T, g guest.Processes) {
 	var wg sync.WaitGroup
 	for i := range 20 {
 		wg.Go(func() {
-			r, err := g.Attach(waiting(t), byPID(p), guest.Attach{Lossless: i%2 == 0, Since: nestbox.Since{Now: i%3 == 0}})
+			r, err := g.Attach(waiting(t), exact(p), guest.Attach{Lossless: i%2 == 0, Since: nestbox.Since{Now: i%3 == 0}})
 			if err != nil {
 				t.Errorf("attach: %v", err)
 				return
@@ -251,11 +251,11 @@ func testOutputReadersLeave(t *testing.T, g guest.Processes) {
 		})
 	}
 	wg.Wait()
-	before, err := g.Get(waiting(t), byPID(p))
+	before, err := g.Get(waiting(t), exact(p))
 	require.NoError(t, err)
 	require.True(t, before.Running())
 	eventually(t, func() bool {
-		now, err := g.Get(waiting(t), byPID(p))
+		now, err := g.Get(waiting(t), exact(p))
 		require.NoError(t, err)
 		return now.Output.End > before.Output.End
 	}, "the process writes on")
@@ -287,20 +287,20 @@ func testAttachSince(t *testing.T, g guest.Processes) {
 		}()
 	}
 	for _, since := range []nestbox.Since{{Offset: 11}, {Offset: -1}, {Tail: -1}} {
-		_, err := g.Attach(waiting(t), byPID(p), guest.Attach{Since: since})
+		_, err := g.Attach(waiting(t), exact(p), guest.Attach{Since: since})
 		requireError(t, nestbox.CodeInvalid, err)
 	}
-	require.NoError(t, g.WriteStdin(waiting(t), byPID(p), []byte("ab"), true))
+	require.NoError(t, g.WriteStdin(waiting(t), exact(p), []byte("ab"), true))
 	tr.readAll(t, r)
 	require.Equal(t, "0123456789ab", string(tr.stdout))
 }
 
 func testAttachToEnded(t *testing.T, g guest.Processes) {
 	p := start(t, g, shell("printf out; exit 9"))
-	_, err := g.Wait(waiting(t), byPID(p))
+	_, err := g.Wait(waiting(t), exact(p))
 	require.NoError(t, err)
 	eventually(t, func() bool {
-		now, err := g.Get(waiting(t), byPID(p))
+		now, err := g.Get(waiting(t), exact(p))
 		require.NoError(t, err)
 		return now.Output.Closed
 	}, "output is closed")

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -83,7 +84,7 @@ func testStartOutlivesContext(t *testing.T, g guest.Processes) {
 	t.Cleanup(func() { killLeft(t, g, p) })
 	cancel()
 	require.NoError(t, r.Close())
-	require.NoError(t, g.WriteStdin(waiting(t), byPID(p), []byte("it\n"), false))
+	require.NoError(t, g.WriteStdin(waiting(t), exact(p), []byte("it\n"), false))
 	tr := &transcript{}
 	tr.readAll(t, attach(t, g, p, guest.Attach{}))
 	require.Equal(t, "got it\n", string(tr.stdout))
@@ -200,10 +201,49 @@ func testTagReuse(t *testing.T, g guest.Processes) {
 		require.NoError(t, err)
 		require.Equal(t, second.PID, newest.PID)
 		require.True(t, newest.Running())
-		old, err := g.Get(waiting(t), byPID(first))
+		old, err := g.Get(waiting(t), exact(first))
 		require.NoError(t, err)
 		require.False(t, old.Running())
 		first = second
+	}
+}
+
+// testIDs: an id is of one process for ever, in whatever form it is asked for.
+func testIDs(t *testing.T, g guest.Processes) {
+	tag := "ids-" + nestbox.RandomHex(4)
+	spec := nestbox.ProcessSpec{Cmd: "cat", Stdin: true, Tag: tag}
+	var all []nestbox.Process
+	for range 5 {
+		p := start(t, g, spec)
+		require.True(t, p.ID.Valid())
+		require.NoError(t, g.WriteStdin(waiting(t), exact(p), []byte(p.ID.String()), true))
+		ended, err := g.Wait(waiting(t), exact(p))
+		require.NoError(t, err)
+		require.Equal(t, p.ID, ended.ID)
+		all = append(all, p)
+	}
+	list, err := g.List(waiting(t), true)
+	require.NoError(t, err)
+	for i, p := range all {
+		require.True(t, i == 0 || p.ID > all[i-1].ID, "an id is never used again")
+		got, err := g.Get(waiting(t), exact(p))
+		require.NoError(t, err)
+		require.Equal(t, p.PID, got.PID)
+		require.Equal(t, p.StartedAt.UnixNano(), got.StartedAt.UnixNano())
+		tr := &transcript{}
+		tr.readAll(t, attach(t, g, p, guest.Attach{}))
+		require.Equal(t, p.ID.String(), string(tr.stdout))
+		require.True(t, slices.ContainsFunc(list, func(l nestbox.Process) bool { return l.ID == p.ID }))
+		killed, err := g.Kill(waiting(t), exact(p), guest.Kill{}) // the old one, not the newest of the tag
+		require.NoError(t, err)
+		require.Equal(t, p.ID, killed.ID)
+		requireError(t, nestbox.CodeInvalidState, g.Signal(waiting(t), exact(p), 15))
+	}
+	last := all[len(all)-1]
+	for name, sel := range map[string]nestbox.Selector{"a PID is no id": {ID: nestbox.ProcessID(1<<40 + uint64(last.PID))}, "none": {}} {
+		t.Log(name)
+		_, err := g.Get(waiting(t), sel)
+		requireError(t, nestbox.CodeNotFound, err)
 	}
 }
 
@@ -228,7 +268,7 @@ func testTagRace(t *testing.T, g guest.Processes) {
 }
 
 func testUnknown(t *testing.T, g guest.Processes) {
-	for _, sel := range []nestbox.Selector{{Tag: "no-such-tag"}, {PID: 1 << 30}} {
+	for _, sel := range []nestbox.Selector{{Tag: "no-such-tag"}, {PID: 1 << 30}, {ID: 1 << 50}} {
 		_, err := g.Get(waiting(t), sel)
 		require.Contains(t, requireError(t, nestbox.CodeNotFound, err).Message, sel.String())
 		_, err = g.Wait(waiting(t), sel)
@@ -252,7 +292,7 @@ func testListOrder(t *testing.T, g guest.Processes) {
 		p := start(t, g, spec)
 		mine = append(mine, p.Tag)
 		if !spec.Stdin {
-			_, err := g.Wait(waiting(t), byPID(p))
+			_, err := g.Wait(waiting(t), exact(p))
 			require.NoError(t, err)
 		}
 	}
@@ -277,23 +317,23 @@ func testWait(t *testing.T, g guest.Processes) {
 	p := start(t, g, nestbox.ProcessSpec{Cmd: "cat", Stdin: true})
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	_, err := g.Wait(ctx, byPID(p))
+	_, err := g.Wait(ctx, exact(p))
 	requireError(t, nestbox.CodeTimeout, err)
 	ctx, cancel = context.WithCancel(t.Context())
 	time.AfterFunc(50*time.Millisecond, cancel)
-	_, err = g.Wait(ctx, byPID(p))
+	_, err = g.Wait(ctx, exact(p))
 	requireError(t, nestbox.CodeCanceled, err)
 
 	var wg sync.WaitGroup
 	for range 10 {
 		wg.Go(func() {
-			p, err := g.Wait(waiting(t), byPID(p))
+			p, err := g.Wait(waiting(t), exact(p))
 			if err != nil || p.Exit == nil || p.Exit.Code != 0 {
 				t.Errorf("wait: %v %+v", err, p.Exit)
 			}
 		})
 	}
-	require.NoError(t, g.WriteStdin(waiting(t), byPID(p), nil, true))
+	require.NoError(t, g.WriteStdin(waiting(t), exact(p), nil, true))
 	wg.Wait()
 }
 
@@ -307,7 +347,7 @@ func testExitRecord(t *testing.T, g guest.Processes) {
 		"exec 1>&- 2>&-; exit 5": {Code: 5, Reason: nestbox.ReasonExited},
 	} {
 		p := start(t, g, shell(script))
-		waited, err := g.Wait(waiting(t), byPID(p))
+		waited, err := g.Wait(waiting(t), exact(p))
 		require.NoError(t, err)
 		require.NotNil(t, waited.Exit)
 		require.False(t, waited.Exit.At.IsZero())
@@ -334,7 +374,7 @@ func testExitWhileOutputIsHeld(t *testing.T, g guest.Processes) {
 	dir := scratch(t, g)
 	output(t, g, "mkfifo "+dir+"/gate")
 	p, r := startAttached(t, g, shell("echo first; { read x <"+dir+"/gate; echo last; } & exit 3"), &guest.Attach{})
-	ended, err := g.Wait(waiting(t), byPID(p))
+	ended, err := g.Wait(waiting(t), exact(p))
 	require.NoError(t, err)
 	require.Equal(t, 3, ended.Exit.Code)
 	require.False(t, ended.Output.Closed)
@@ -348,7 +388,7 @@ func testExitWhileOutputIsHeld(t *testing.T, g guest.Processes) {
 	output(t, g, "echo go >"+dir+"/gate")
 	tr.readAll(t, r)
 	require.Equal(t, "first\nlast\n", string(tr.stdout))
-	again, err := g.Get(waiting(t), byPID(p))
+	again, err := g.Get(waiting(t), exact(p))
 	require.NoError(t, err)
 	require.True(t, again.Output.Closed)
 	require.Equal(t, nestbox.OutputState{End: 11, Stdout: 11, Closed: true}, again.Output)
@@ -359,11 +399,11 @@ func testExitWhileOutputIsHeld(t *testing.T, g guest.Processes) {
 func testExitWhileOthersWrite(t *testing.T, g guest.Processes) {
 	for range 5 {
 		p := start(t, g, shell("yes >&2 & echo last words; exit 4"))
-		ended, err := g.Wait(waiting(t), byPID(p))
+		ended, err := g.Wait(waiting(t), exact(p))
 		require.NoError(t, err)
 		require.Equal(t, 4, ended.Exit.Code)
 		require.EqualValues(t, len("last words\n"), ended.Output.Stdout)
-		_, err = g.Kill(waiting(t), byPID(p), guest.Kill{})
+		_, err = g.Kill(waiting(t), exact(p), guest.Kill{})
 		require.NoError(t, err)
 	}
 }
@@ -393,7 +433,7 @@ func testManyProcesses(t *testing.T, g guest.Processes) {
 		processes[i] = start(t, g, spec)
 	}
 	for i, p := range processes {
-		require.NoError(t, g.WriteStdin(waiting(t), byPID(p), fmt.Appendf(nil, "%d\n", i), false))
+		require.NoError(t, g.WriteStdin(waiting(t), exact(p), fmt.Appendf(nil, "%d\n", i), false))
 	}
 	for i, p := range processes {
 		ended, err := g.Wait(waiting(t), nestbox.Selector{Tag: p.Tag})

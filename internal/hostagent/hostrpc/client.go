@@ -90,22 +90,12 @@ func (c *Client) Info(ctx context.Context) (hostagent.Info, error) {
 	if err != nil {
 		return hostagent.Info{}, fromWire(err)
 	}
-	return hostagent.Info{
-		HostInfo: nestbox.HostInfo{
-			ID:        res.GetId(),
-			Driver:    res.GetDriver(),
-			Version:   res.GetVersion(),
-			CPUs:      int(res.GetCpus()),
-			MemoryMB:  int(res.GetMemoryMb()),
-			Templates: res.GetTemplates(),
-		},
-		StartedAt: res.GetStartedAt().AsTime(),
-	}, nil
+	return infoFromWire(res), nil
 }
 
 // Create implements Host.
-func (c *Client) Create(ctx context.Context, spec hostagent.Spec) (hostagent.Status, error) {
-	res, err := c.host.Create(ctx, &hostv1.CreateRequest{Spec: specToWire(spec)})
+func (c *Client) Create(ctx context.Context, id string, spec nestbox.CapsuleSpec) (hostagent.Status, error) {
+	res, err := c.host.Create(ctx, &hostv1.CreateRequest{Id: id, Spec: specToWire(spec)})
 	if err != nil {
 		return hostagent.Status{}, fromWire(err)
 	}

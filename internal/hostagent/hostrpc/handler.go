@@ -7,7 +7,6 @@ import (
 
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connecthttp"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	hostv1 "github.com/nestbox/nestbox/gen/nestbox/host/v1"
 	"github.com/nestbox/nestbox/gen/nestbox/host/v1/hostv1connect"
@@ -43,19 +42,11 @@ func (h handler) Info(ctx context.Context, _ *hostv1.InfoRequest) (*hostv1.InfoR
 	if err != nil {
 		return nil, rpcerr.ToConnect(err)
 	}
-	return &hostv1.InfoResponse{
-		Id:        info.ID,
-		Driver:    info.Driver,
-		Version:   info.Version,
-		Cpus:      int32(info.CPUs),
-		MemoryMb:  int32(info.MemoryMB),
-		Templates: info.Templates,
-		StartedAt: timestamppb.New(info.StartedAt),
-	}, nil
+	return infoToWire(info), nil
 }
 
 func (h handler) Create(ctx context.Context, req *hostv1.CreateRequest) (*hostv1.CreateResponse, error) {
-	status, err := h.host.Create(ctx, specFromWire(req.GetSpec()))
+	status, err := h.host.Create(ctx, req.GetId(), specFromWire(req.GetSpec()))
 	if err != nil {
 		return nil, rpcerr.ToConnect(err)
 	}

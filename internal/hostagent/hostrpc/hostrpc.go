@@ -7,19 +7,21 @@
 package hostrpc
 
 import (
+	"time"
+
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/nestbox/nestbox"
 	hostv1 "github.com/nestbox/nestbox/gen/nestbox/host/v1"
 	"github.com/nestbox/nestbox/internal/hostagent"
+	"github.com/nestbox/nestbox/internal/sandbox"
 )
 
 // capsuleHeader names the capsule whose guest a GuestService call is for.
 const capsuleHeader = "Nestbox-Capsule"
 
-func specToWire(s hostagent.Spec) *hostv1.Spec {
-	return &hostv1.Spec{
-		Id:       s.ID,
+func specToWire(s nestbox.CapsuleSpec) *hostv1.CapsuleSpec {
+	return &hostv1.CapsuleSpec{
 		Template: s.Template,
 		Resources: &hostv1.Resources{
 			Vcpus:    int32(s.Resources.VCPUs),
@@ -27,13 +29,14 @@ func specToWire(s hostagent.Spec) *hostv1.Spec {
 			DiskMb:   int32(s.Resources.DiskMB),
 			PidsMax:  int32(s.Resources.PidsMax),
 		},
+		TimeoutSec: int64(s.TimeoutSec),
+		Metadata:   s.Metadata,
 	}
 }
 
-func specFromWire(s *hostv1.Spec) hostagent.Spec {
+func specFromWire(s *hostv1.CapsuleSpec) nestbox.CapsuleSpec {
 	r := s.GetResources()
-	return hostagent.Spec{
-		ID:       s.GetId(),
+	return nestbox.CapsuleSpec{
 		Template: s.GetTemplate(),
 		Resources: nestbox.Resources{
 			VCPUs:    int(r.GetVcpus()),
@@ -41,23 +44,76 @@ func specFromWire(s *hostv1.Spec) hostagent.Spec {
 			DiskMB:   int(r.GetDiskMb()),
 			PidsMax:  int(r.GetPidsMax()),
 		},
+		TimeoutSec: int(s.GetTimeoutSec()),
+		Metadata:   s.GetMetadata(),
 	}
 }
 
 func statusToWire(s hostagent.Status) *hostv1.Status {
 	return &hostv1.Status{
-		Spec:      specToWire(s.Spec),
-		State:     string(s.State),
-		Reason:    s.Reason,
-		CreatedAt: timestamppb.New(s.CreatedAt),
+		Id:                s.ID,
+		State:             string(s.State),
+		Reason:            s.Reason,
+		CreatedAt:         timeToWire(s.CreatedAt),
+		UnresponsiveSince: timeToWire(s.UnresponsiveSince),
 	}
 }
 
 func statusFromWire(s *hostv1.Status) hostagent.Status {
 	return hostagent.Status{
-		Spec:      specFromWire(s.GetSpec()),
-		State:     hostagent.State(s.GetState()),
-		Reason:    s.GetReason(),
-		CreatedAt: s.GetCreatedAt().AsTime(),
+		ID:                s.GetId(),
+		State:             hostagent.State(s.GetState()),
+		Reason:            s.GetReason(),
+		CreatedAt:         timeFromWire(s.GetCreatedAt()),
+		UnresponsiveSince: timeFromWire(s.GetUnresponsiveSince()),
 	}
+}
+
+// timeToWire returns nil for no time.
+func timeToWire(t time.Time) *timestamppb.Timestamp {
+	if t.IsZero() {
+		return nil
+	}
+	return timestamppb.New(t)
+}
+
+func timeFromWire(t *timestamppb.Timestamp) time.Time {
+	if t == nil {
+		return time.Time{}
+	}
+	return t.AsTime()
+}
+
+func infoToWire(i hostagent.Info) *hostv1.InfoResponse {
+	out := &hostv1.InfoResponse{
+		Id:        i.ID,
+		Driver:    i.Driver,
+		Version:   i.Version,
+		Cpus:      int32(i.CPUs),
+		MemoryMb:  int32(i.MemoryMB),
+		Templates: i.Templates,
+		StartedAt: timeToWire(i.StartedAt),
+	}
+	for _, c := range i.Capabilities {
+		out.Capabilities = append(out.Capabilities, string(c))
+	}
+	return out
+}
+
+func infoFromWire(r *hostv1.InfoResponse) hostagent.Info {
+	info := hostagent.Info{
+		HostInfo: nestbox.HostInfo{
+			ID:        r.GetId(),
+			Driver:    r.GetDriver(),
+			Version:   r.GetVersion(),
+			CPUs:      int(r.GetCpus()),
+			MemoryMB:  int(r.GetMemoryMb()),
+			Templates: r.GetTemplates(),
+		},
+		StartedAt: timeFromWire(r.GetStartedAt()),
+	}
+	for _, c := range r.GetCapabilities() {
+		info.Capabilities = append(info.Capabilities, sandbox.Capability(c))
+	}
+	return info
 }

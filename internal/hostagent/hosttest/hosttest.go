@@ -48,17 +48,13 @@ func Run(t *testing.T, newSubject func(t *testing.T) Subject) {
 	}
 }
 
-func newSpec() hostagent.Spec {
-	return hostagent.Spec{
-		ID:        nestbox.NewID(nestbox.PrefixCapsule),
-		Template:  nestbox.TemplateMinimal,
-		Resources: nestbox.DefaultResources,
-	}
-}
+func newID() string { return nestbox.NewID(nestbox.PrefixCapsule) }
+
+func newSpec() nestbox.CapsuleSpec { return nestbox.CapsuleSpec{}.WithDefaults() }
 
 func create(t *testing.T, h hostagent.Host) hostagent.Status {
 	t.Helper()
-	status, err := h.Create(within(t), newSpec())
+	status, err := h.Create(within(t), newID(), newSpec())
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = h.Destroy(context.WithoutCancel(t.Context()), status.ID) })
 	return status
@@ -74,7 +70,6 @@ func within(t *testing.T) context.Context {
 func createAnswersWhenTheGuestDoes(t *testing.T, s Subject) {
 	status := create(t, s.Host)
 	require.Equal(t, hostagent.StateRunning, status.State)
-	require.Equal(t, nestbox.DefaultResources, status.Resources)
 
 	g, err := s.Host.Guest(within(t), status.ID)
 	require.NoError(t, err)
@@ -83,7 +78,7 @@ func createAnswersWhenTheGuestDoes(t *testing.T, s Subject) {
 
 	got, err := s.Host.Get(within(t), status.ID)
 	require.NoError(t, err)
-	require.Equal(t, status.Spec, got.Spec)
+	require.Equal(t, status, got)
 	list, err := s.Host.List(within(t))
 	require.NoError(t, err)
 	require.Len(t, list, 1)
@@ -97,17 +92,17 @@ func createAnswersWhenTheGuestDoes(t *testing.T, s Subject) {
 func createRefuses(t *testing.T, s Subject) {
 	taken := create(t, s.Host)
 	for name, c := range map[string]struct {
-		spoil func(*hostagent.Spec)
+		spoil func(id *string, spec *nestbox.CapsuleSpec)
 		want  nestbox.Code
 	}{
-		"a bad id":         {func(s *hostagent.Spec) { s.ID = "cl-../../etc" }, nestbox.CodeInvalid},
-		"a taken id":       {func(s *hostagent.Spec) { s.ID = taken.ID }, nestbox.CodeConflict},
-		"no such template": {func(s *hostagent.Spec) { s.Template = "no-such" }, nestbox.CodeNotFound},
-		"no memory":        {func(s *hostagent.Spec) { s.Resources.MemoryMB = 0 }, nestbox.CodeInvalid},
+		"a bad id":         {func(id *string, _ *nestbox.CapsuleSpec) { *id = "cl-../../etc" }, nestbox.CodeInvalid},
+		"a taken id":       {func(id *string, _ *nestbox.CapsuleSpec) { *id = taken.ID }, nestbox.CodeConflict},
+		"no such template": {func(_ *string, s *nestbox.CapsuleSpec) { s.Template = "no-such" }, nestbox.CodeNotFound},
+		"no memory":        {func(_ *string, s *nestbox.CapsuleSpec) { s.Resources.MemoryMB = 0 }, nestbox.CodeInvalid},
 	} {
-		spec := newSpec()
-		c.spoil(&spec)
-		_, err := s.Host.Create(within(t), spec)
+		id, spec := newID(), newSpec()
+		c.spoil(&id, &spec)
+		_, err := s.Host.Create(within(t), id, spec)
 		require.Equal(t, c.want, nestbox.CodeOf(err), "%s: %v", name, err)
 	}
 	list, err := s.Host.List(within(t))
@@ -141,16 +136,16 @@ func destroyForgets(t *testing.T, s Subject) {
 // comes first, nothing is left in the end.
 func destroyWinsOverCreate(t *testing.T, s Subject) {
 	for range 3 {
-		spec := newSpec()
+		id := newID()
 		created := make(chan struct{})
 		go func() {
 			defer close(created)
-			_, _ = s.Host.Create(within(t), spec)
+			_, _ = s.Host.Create(within(t), id, newSpec())
 		}()
-		require.NoError(t, s.Host.Destroy(within(t), spec.ID))
+		require.NoError(t, s.Host.Destroy(within(t), id))
 		<-created
-		require.NoError(t, s.Host.Destroy(within(t), spec.ID))
-		_, err := s.Host.Get(within(t), spec.ID)
+		require.NoError(t, s.Host.Destroy(within(t), id))
+		_, err := s.Host.Get(within(t), id)
 		require.Equal(t, nestbox.CodeNotFound, nestbox.CodeOf(err))
 	}
 }
@@ -245,7 +240,7 @@ func manyAtOnce(t *testing.T, s Subject) {
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
-			status, err := s.Host.Create(within(t), newSpec())
+			status, err := s.Host.Create(within(t), newID(), newSpec())
 			if err == nil {
 				err = s.Host.Destroy(within(t), status.ID)
 			}

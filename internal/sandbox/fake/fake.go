@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nestbox/nestbox"
+	"github.com/nestbox/nestbox/internal/durable"
 	"github.com/nestbox/nestbox/internal/pidfd"
 	"github.com/nestbox/nestbox/internal/sandbox"
 )
@@ -86,6 +87,9 @@ func (d *Driver) Crash(id string) error {
 	}
 	return killTree(context.Background(), rec.Envd)
 }
+
+// Capabilities implements sandbox.Driver: it has none.
+func (d *Driver) Capabilities() []sandbox.Capability { return nil }
 
 // Name implements sandbox.Driver.
 func (d *Driver) Name() string { return "fake" }
@@ -225,7 +229,7 @@ func (d *Driver) Destroy(ctx context.Context, id string) error {
 }
 
 func (d *Driver) remove(ctx context.Context, id string) error {
-	err := os.WriteFile(d.path(id, destroyFile), nil, 0o600)
+	err := durable.WriteFile(d.path(id, destroyFile), nil, 0o600)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -277,10 +281,7 @@ func (d *Driver) writeRecord(id string, rec record) error {
 		return err
 	}
 	path := d.path(id, recordFile)
-	if err := os.WriteFile(path+".new", text, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(path+".new", path)
+	return durable.WriteFile(path, text, 0o600)
 }
 
 func (d *Driver) readRecord(id string) (record, error) {

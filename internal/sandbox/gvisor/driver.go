@@ -220,6 +220,11 @@ func (d *Driver) runscRoot() string       { return filepath.Join(d.cfg.RunDir, "
 // an empty directory in all others.
 func (d *Driver) rootfs() string { return filepath.Join(d.cfg.RunDir, "rootfs") }
 
+// Capabilities implements sandbox.Driver.
+func (d *Driver) Capabilities() []sandbox.Capability {
+	return []sandbox.Capability{sandbox.Isolates, sandbox.LimitsMemory, sandbox.LimitsDisk, sandbox.LimitsPids, sandbox.LimitsCPU}
+}
+
 // Name implements sandbox.Driver.
 func (d *Driver) Name() string { return "gvisor" }
 

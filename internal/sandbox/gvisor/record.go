@@ -13,6 +13,7 @@ import (
 
 	"github.com/nestbox/nestbox"
 	"github.com/nestbox/nestbox/internal/cgroup"
+	"github.com/nestbox/nestbox/internal/durable"
 	"github.com/nestbox/nestbox/internal/pidfd"
 	"github.com/nestbox/nestbox/internal/sandbox"
 )
@@ -58,10 +59,7 @@ func (d *Driver) writeRecord(spec sandbox.Spec) error {
 		return err
 	}
 	path := filepath.Join(d.bundle(spec.ID), recordFile)
-	if err := os.WriteFile(path+".new", text, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(path+".new", path)
+	return durable.WriteFile(path, text, 0o600)
 }
 
 func (d *Driver) readRecord(id string) (record, error) {
@@ -104,7 +102,7 @@ func (d *Driver) remove(ctx context.Context, id string) error {
 
 func (d *Driver) removeAll(ctx context.Context, id string) error {
 	bundle, group := d.bundle(id), d.cgroup(id)
-	err := os.WriteFile(filepath.Join(bundle, destroyFile), nil, 0o600)
+	err := durable.WriteFile(filepath.Join(bundle, destroyFile), nil, 0o600)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}

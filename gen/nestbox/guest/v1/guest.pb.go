@@ -64,9 +64,12 @@ func (*PingRequest) Descriptor() ([]byte, []int) {
 }
 
 type PingResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Version       string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
-	StartedAt     *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Version   string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	StartedAt *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	// What this daemon can do beyond the first version of this contract. A caller
+	// must not send what needs a feature that is not named here.
+	Features      []string `protobuf:"bytes,3,rep,name=features,proto3" json:"features,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -111,6 +114,13 @@ func (x *PingResponse) GetVersion() string {
 func (x *PingResponse) GetStartedAt() *timestamppb.Timestamp {
 	if x != nil {
 		return x.StartedAt
+	}
+	return nil
+}
+
+func (x *PingResponse) GetFeatures() []string {
+	if x != nil {
+		return x.Features
 	}
 	return nil
 }
@@ -217,6 +227,7 @@ func (x *ProcessSpec) GetTimeout() *durationpb.Duration {
 
 type Process struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,11,opt,name=id,proto3" json:"id,omitempty"` // never used again in its capsule
 	Pid           int32                  `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
 	Tag           string                 `protobuf:"bytes,2,opt,name=tag,proto3" json:"tag,omitempty"`
 	Cmd           string                 `protobuf:"bytes,3,opt,name=cmd,proto3" json:"cmd,omitempty"`
@@ -259,6 +270,13 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
 	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Process) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
 }
 
 func (x *Process) GetPid() int32 {
@@ -481,6 +499,7 @@ type Selector struct {
 	//
 	//	*Selector_Pid
 	//	*Selector_Tag
+	//	*Selector_Id
 	By            isSelector_By `protobuf_oneof:"by"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -541,6 +560,15 @@ func (x *Selector) GetTag() string {
 	return ""
 }
 
+func (x *Selector) GetId() uint64 {
+	if x != nil {
+		if x, ok := x.By.(*Selector_Id); ok {
+			return x.Id
+		}
+	}
+	return 0
+}
+
 type isSelector_By interface {
 	isSelector_By()
 }
@@ -553,9 +581,15 @@ type Selector_Tag struct {
 	Tag string `protobuf:"bytes,2,opt,name=tag,proto3,oneof"`
 }
 
+type Selector_Id struct {
+	Id uint64 `protobuf:"varint,3,opt,name=id,proto3,oneof"` // needs the feature process-id
+}
+
 func (*Selector_Pid) isSelector_By() {}
 
 func (*Selector_Tag) isSelector_By() {}
+
+func (*Selector_Id) isSelector_By() {}
 
 type AttachOptions struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2592,11 +2626,12 @@ var File_nestbox_guest_v1_guest_proto protoreflect.FileDescriptor
 const file_nestbox_guest_v1_guest_proto_rawDesc = "" +
 	"\n" +
 	"\x1cnestbox/guest/v1/guest.proto\x12\x10nestbox.guest.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1egoogle/protobuf/duration.proto\"\r\n" +
-	"\vPingRequest\"c\n" +
+	"\vPingRequest\"\x7f\n" +
 	"\fPingResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x129\n" +
 	"\n" +
-	"started_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\"\xa8\x02\n" +
+	"started_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x12\x1a\n" +
+	"\bfeatures\x18\x03 \x03(\tR\bfeatures\"\xa8\x02\n" +
 	"\vProcessSpec\x12\x10\n" +
 	"\x03cmd\x18\x01 \x01(\tR\x03cmd\x12\x12\n" +
 	"\x04args\x18\x02 \x03(\tR\x04args\x128\n" +
@@ -2608,8 +2643,9 @@ const file_nestbox_guest_v1_guest_proto_rawDesc = "" +
 	"\atimeout\x18\b \x01(\v2\x19.google.protobuf.DurationR\atimeout\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xad\x02\n" +
-	"\aProcess\x12\x10\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xbd\x02\n" +
+	"\aProcess\x12\x0e\n" +
+	"\x02id\x18\v \x01(\x04R\x02id\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x05R\x03pid\x12\x10\n" +
 	"\x03tag\x18\x02 \x01(\tR\x03tag\x12\x10\n" +
 	"\x03cmd\x18\x03 \x01(\tR\x03cmd\x12\x12\n" +
@@ -2632,10 +2668,11 @@ const file_nestbox_guest_v1_guest_proto_rawDesc = "" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x16\n" +
 	"\x06signal\x18\x02 \x01(\tR\x06signal\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12*\n" +
-	"\x02at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"8\n" +
+	"\x02at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"J\n" +
 	"\bSelector\x12\x12\n" +
 	"\x03pid\x18\x01 \x01(\x05H\x00R\x03pid\x12\x12\n" +
-	"\x03tag\x18\x02 \x01(\tH\x00R\x03tagB\x04\n" +
+	"\x03tag\x18\x02 \x01(\tH\x00R\x03tag\x12\x10\n" +
+	"\x02id\x18\x03 \x01(\x04H\x00R\x02idB\x04\n" +
 	"\x02by\"i\n" +
 	"\rAttachOptions\x12\x10\n" +
 	"\x03now\x18\x01 \x01(\bR\x03now\x12\x16\n" +
@@ -2911,6 +2948,7 @@ func file_nestbox_guest_v1_guest_proto_init() {
 	file_nestbox_guest_v1_guest_proto_msgTypes[6].OneofWrappers = []any{
 		(*Selector_Pid)(nil),
 		(*Selector_Tag)(nil),
+		(*Selector_Id)(nil),
 	}
 	file_nestbox_guest_v1_guest_proto_msgTypes[8].OneofWrappers = []any{
 		(*OutputEvent_Data_)(nil),

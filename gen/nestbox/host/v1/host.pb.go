@@ -71,6 +71,7 @@ type InfoResponse struct {
 	MemoryMb      int32                  `protobuf:"varint,5,opt,name=memory_mb,json=memoryMb,proto3" json:"memory_mb,omitempty"`
 	Templates     []string               `protobuf:"bytes,6,rep,name=templates,proto3" json:"templates,omitempty"`
 	StartedAt     *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	Capabilities  []string               `protobuf:"bytes,8,rep,name=capabilities,proto3" json:"capabilities,omitempty"` // of its driver
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -154,6 +155,13 @@ func (x *InfoResponse) GetStartedAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *InfoResponse) GetCapabilities() []string {
+	if x != nil {
+		return x.Capabilities
+	}
+	return nil
+}
+
 type Resources struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Vcpus         int32                  `protobuf:"varint,1,opt,name=vcpus,proto3" json:"vcpus,omitempty"`
@@ -222,29 +230,31 @@ func (x *Resources) GetPidsMax() int32 {
 	return 0
 }
 
-type Spec struct {
+// CapsuleSpec is every setting of a capsule.
+type CapsuleSpec struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Template      string                 `protobuf:"bytes,2,opt,name=template,proto3" json:"template,omitempty"`
-	Resources     *Resources             `protobuf:"bytes,3,opt,name=resources,proto3" json:"resources,omitempty"`
+	Template      string                 `protobuf:"bytes,1,opt,name=template,proto3" json:"template,omitempty"`
+	Resources     *Resources             `protobuf:"bytes,2,opt,name=resources,proto3" json:"resources,omitempty"`
+	TimeoutSec    int64                  `protobuf:"varint,3,opt,name=timeout_sec,json=timeoutSec,proto3" json:"timeout_sec,omitempty"`
+	Metadata      map[string]string      `protobuf:"bytes,4,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *Spec) Reset() {
-	*x = Spec{}
+func (x *CapsuleSpec) Reset() {
+	*x = CapsuleSpec{}
 	mi := &file_nestbox_host_v1_host_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *Spec) String() string {
+func (x *CapsuleSpec) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*Spec) ProtoMessage() {}
+func (*CapsuleSpec) ProtoMessage() {}
 
-func (x *Spec) ProtoReflect() protoreflect.Message {
+func (x *CapsuleSpec) ProtoReflect() protoreflect.Message {
 	mi := &file_nestbox_host_v1_host_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -256,40 +266,48 @@ func (x *Spec) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use Spec.ProtoReflect.Descriptor instead.
-func (*Spec) Descriptor() ([]byte, []int) {
+// Deprecated: Use CapsuleSpec.ProtoReflect.Descriptor instead.
+func (*CapsuleSpec) Descriptor() ([]byte, []int) {
 	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{3}
 }
 
-func (x *Spec) GetId() string {
-	if x != nil {
-		return x.Id
-	}
-	return ""
-}
-
-func (x *Spec) GetTemplate() string {
+func (x *CapsuleSpec) GetTemplate() string {
 	if x != nil {
 		return x.Template
 	}
 	return ""
 }
 
-func (x *Spec) GetResources() *Resources {
+func (x *CapsuleSpec) GetResources() *Resources {
 	if x != nil {
 		return x.Resources
 	}
 	return nil
 }
 
+func (x *CapsuleSpec) GetTimeoutSec() int64 {
+	if x != nil {
+		return x.TimeoutSec
+	}
+	return 0
+}
+
+func (x *CapsuleSpec) GetMetadata() map[string]string {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
 type Status struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Spec          *Spec                  `protobuf:"bytes,1,opt,name=spec,proto3" json:"spec,omitempty"`
-	State         string                 `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`
-	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
-	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	Id                string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	State             string                 `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`
+	Reason            string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	CreatedAt         *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	UnresponsiveSince *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=unresponsive_since,json=unresponsiveSince,proto3" json:"unresponsive_since,omitempty"` // absent = its daemon answers
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *Status) Reset() {
@@ -322,11 +340,11 @@ func (*Status) Descriptor() ([]byte, []int) {
 	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{4}
 }
 
-func (x *Status) GetSpec() *Spec {
+func (x *Status) GetId() string {
 	if x != nil {
-		return x.Spec
+		return x.Id
 	}
-	return nil
+	return ""
 }
 
 func (x *Status) GetState() string {
@@ -350,9 +368,17 @@ func (x *Status) GetCreatedAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Status) GetUnresponsiveSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.UnresponsiveSince
+	}
+	return nil
+}
+
 type CreateRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Spec          *Spec                  `protobuf:"bytes,1,opt,name=spec,proto3" json:"spec,omitempty"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Spec          *CapsuleSpec           `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -387,7 +413,14 @@ func (*CreateRequest) Descriptor() ([]byte, []int) {
 	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{5}
 }
 
-func (x *CreateRequest) GetSpec() *Spec {
+func (x *CreateRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *CreateRequest) GetSpec() *CapsuleSpec {
 	if x != nil {
 		return x.Spec
 	}
@@ -771,7 +804,7 @@ var File_nestbox_host_v1_host_proto protoreflect.FileDescriptor
 const file_nestbox_host_v1_host_proto_rawDesc = "" +
 	"\n" +
 	"\x1anestbox/host/v1/host.proto\x12\x0fnestbox.host.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\r\n" +
-	"\vInfoRequest\"\xda\x01\n" +
+	"\vInfoRequest\"\xfe\x01\n" +
 	"\fInfoResponse\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06driver\x18\x02 \x01(\tR\x06driver\x12\x18\n" +
@@ -780,24 +813,32 @@ const file_nestbox_host_v1_host_proto_rawDesc = "" +
 	"\tmemory_mb\x18\x05 \x01(\x05R\bmemoryMb\x12\x1c\n" +
 	"\ttemplates\x18\x06 \x03(\tR\ttemplates\x129\n" +
 	"\n" +
-	"started_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\"r\n" +
+	"started_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x12\"\n" +
+	"\fcapabilities\x18\b \x03(\tR\fcapabilities\"r\n" +
 	"\tResources\x12\x14\n" +
 	"\x05vcpus\x18\x01 \x01(\x05R\x05vcpus\x12\x1b\n" +
 	"\tmemory_mb\x18\x02 \x01(\x05R\bmemoryMb\x12\x17\n" +
 	"\adisk_mb\x18\x03 \x01(\x05R\x06diskMb\x12\x19\n" +
-	"\bpids_max\x18\x04 \x01(\x05R\apidsMax\"l\n" +
-	"\x04Spec\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
-	"\btemplate\x18\x02 \x01(\tR\btemplate\x128\n" +
-	"\tresources\x18\x03 \x01(\v2\x1a.nestbox.host.v1.ResourcesR\tresources\"\x9c\x01\n" +
-	"\x06Status\x12)\n" +
-	"\x04spec\x18\x01 \x01(\v2\x15.nestbox.host.v1.SpecR\x04spec\x12\x14\n" +
+	"\bpids_max\x18\x04 \x01(\x05R\apidsMax\"\x89\x02\n" +
+	"\vCapsuleSpec\x12\x1a\n" +
+	"\btemplate\x18\x01 \x01(\tR\btemplate\x128\n" +
+	"\tresources\x18\x02 \x01(\v2\x1a.nestbox.host.v1.ResourcesR\tresources\x12\x1f\n" +
+	"\vtimeout_sec\x18\x03 \x01(\x03R\n" +
+	"timeoutSec\x12F\n" +
+	"\bmetadata\x18\x04 \x03(\v2*.nestbox.host.v1.CapsuleSpec.MetadataEntryR\bmetadata\x1a;\n" +
+	"\rMetadataEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xcc\x01\n" +
+	"\x06Status\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x129\n" +
 	"\n" +
-	"created_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\":\n" +
-	"\rCreateRequest\x12)\n" +
-	"\x04spec\x18\x01 \x01(\v2\x15.nestbox.host.v1.SpecR\x04spec\"A\n" +
+	"created_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12I\n" +
+	"\x12unresponsive_since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x11unresponsiveSince\"Q\n" +
+	"\rCreateRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x120\n" +
+	"\x04spec\x18\x02 \x01(\v2\x1c.nestbox.host.v1.CapsuleSpecR\x04spec\"A\n" +
 	"\x0eCreateResponse\x12/\n" +
 	"\x06status\x18\x01 \x01(\v2\x17.nestbox.host.v1.StatusR\x06status\" \n" +
 	"\x0eDestroyRequest\x12\x0e\n" +
@@ -834,12 +875,12 @@ func file_nestbox_host_v1_host_proto_rawDescGZIP() []byte {
 	return file_nestbox_host_v1_host_proto_rawDescData
 }
 
-var file_nestbox_host_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_nestbox_host_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_nestbox_host_v1_host_proto_goTypes = []any{
 	(*InfoRequest)(nil),           // 0: nestbox.host.v1.InfoRequest
 	(*InfoResponse)(nil),          // 1: nestbox.host.v1.InfoResponse
 	(*Resources)(nil),             // 2: nestbox.host.v1.Resources
-	(*Spec)(nil),                  // 3: nestbox.host.v1.Spec
+	(*CapsuleSpec)(nil),           // 3: nestbox.host.v1.CapsuleSpec
 	(*Status)(nil),                // 4: nestbox.host.v1.Status
 	(*CreateRequest)(nil),         // 5: nestbox.host.v1.CreateRequest
 	(*CreateResponse)(nil),        // 6: nestbox.host.v1.CreateResponse
@@ -851,35 +892,37 @@ var file_nestbox_host_v1_host_proto_goTypes = []any{
 	(*ListResponse)(nil),          // 12: nestbox.host.v1.ListResponse
 	(*WatchDeathsRequest)(nil),    // 13: nestbox.host.v1.WatchDeathsRequest
 	(*WatchDeathsResponse)(nil),   // 14: nestbox.host.v1.WatchDeathsResponse
-	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
+	nil,                           // 15: nestbox.host.v1.CapsuleSpec.MetadataEntry
+	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
 }
 var file_nestbox_host_v1_host_proto_depIdxs = []int32{
-	15, // 0: nestbox.host.v1.InfoResponse.started_at:type_name -> google.protobuf.Timestamp
-	2,  // 1: nestbox.host.v1.Spec.resources:type_name -> nestbox.host.v1.Resources
-	3,  // 2: nestbox.host.v1.Status.spec:type_name -> nestbox.host.v1.Spec
-	15, // 3: nestbox.host.v1.Status.created_at:type_name -> google.protobuf.Timestamp
-	3,  // 4: nestbox.host.v1.CreateRequest.spec:type_name -> nestbox.host.v1.Spec
-	4,  // 5: nestbox.host.v1.CreateResponse.status:type_name -> nestbox.host.v1.Status
-	4,  // 6: nestbox.host.v1.GetResponse.status:type_name -> nestbox.host.v1.Status
-	4,  // 7: nestbox.host.v1.ListResponse.statuses:type_name -> nestbox.host.v1.Status
-	4,  // 8: nestbox.host.v1.WatchDeathsResponse.status:type_name -> nestbox.host.v1.Status
-	0,  // 9: nestbox.host.v1.HostService.Info:input_type -> nestbox.host.v1.InfoRequest
-	5,  // 10: nestbox.host.v1.HostService.Create:input_type -> nestbox.host.v1.CreateRequest
-	7,  // 11: nestbox.host.v1.HostService.Destroy:input_type -> nestbox.host.v1.DestroyRequest
-	9,  // 12: nestbox.host.v1.HostService.Get:input_type -> nestbox.host.v1.GetRequest
-	11, // 13: nestbox.host.v1.HostService.List:input_type -> nestbox.host.v1.ListRequest
-	13, // 14: nestbox.host.v1.HostService.WatchDeaths:input_type -> nestbox.host.v1.WatchDeathsRequest
-	1,  // 15: nestbox.host.v1.HostService.Info:output_type -> nestbox.host.v1.InfoResponse
-	6,  // 16: nestbox.host.v1.HostService.Create:output_type -> nestbox.host.v1.CreateResponse
-	8,  // 17: nestbox.host.v1.HostService.Destroy:output_type -> nestbox.host.v1.DestroyResponse
-	10, // 18: nestbox.host.v1.HostService.Get:output_type -> nestbox.host.v1.GetResponse
-	12, // 19: nestbox.host.v1.HostService.List:output_type -> nestbox.host.v1.ListResponse
-	14, // 20: nestbox.host.v1.HostService.WatchDeaths:output_type -> nestbox.host.v1.WatchDeathsResponse
-	15, // [15:21] is the sub-list for method output_type
-	9,  // [9:15] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	16, // 0: nestbox.host.v1.InfoResponse.started_at:type_name -> google.protobuf.Timestamp
+	2,  // 1: nestbox.host.v1.CapsuleSpec.resources:type_name -> nestbox.host.v1.Resources
+	15, // 2: nestbox.host.v1.CapsuleSpec.metadata:type_name -> nestbox.host.v1.CapsuleSpec.MetadataEntry
+	16, // 3: nestbox.host.v1.Status.created_at:type_name -> google.protobuf.Timestamp
+	16, // 4: nestbox.host.v1.Status.unresponsive_since:type_name -> google.protobuf.Timestamp
+	3,  // 5: nestbox.host.v1.CreateRequest.spec:type_name -> nestbox.host.v1.CapsuleSpec
+	4,  // 6: nestbox.host.v1.CreateResponse.status:type_name -> nestbox.host.v1.Status
+	4,  // 7: nestbox.host.v1.GetResponse.status:type_name -> nestbox.host.v1.Status
+	4,  // 8: nestbox.host.v1.ListResponse.statuses:type_name -> nestbox.host.v1.Status
+	4,  // 9: nestbox.host.v1.WatchDeathsResponse.status:type_name -> nestbox.host.v1.Status
+	0,  // 10: nestbox.host.v1.HostService.Info:input_type -> nestbox.host.v1.InfoRequest
+	5,  // 11: nestbox.host.v1.HostService.Create:input_type -> nestbox.host.v1.CreateRequest
+	7,  // 12: nestbox.host.v1.HostService.Destroy:input_type -> nestbox.host.v1.DestroyRequest
+	9,  // 13: nestbox.host.v1.HostService.Get:input_type -> nestbox.host.v1.GetRequest
+	11, // 14: nestbox.host.v1.HostService.List:input_type -> nestbox.host.v1.ListRequest
+	13, // 15: nestbox.host.v1.HostService.WatchDeaths:input_type -> nestbox.host.v1.WatchDeathsRequest
+	1,  // 16: nestbox.host.v1.HostService.Info:output_type -> nestbox.host.v1.InfoResponse
+	6,  // 17: nestbox.host.v1.HostService.Create:output_type -> nestbox.host.v1.CreateResponse
+	8,  // 18: nestbox.host.v1.HostService.Destroy:output_type -> nestbox.host.v1.DestroyResponse
+	10, // 19: nestbox.host.v1.HostService.Get:output_type -> nestbox.host.v1.GetResponse
+	12, // 20: nestbox.host.v1.HostService.List:output_type -> nestbox.host.v1.ListResponse
+	14, // 21: nestbox.host.v1.HostService.WatchDeaths:output_type -> nestbox.host.v1.WatchDeathsResponse
+	16, // [16:22] is the sub-list for method output_type
+	10, // [10:16] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_nestbox_host_v1_host_proto_init() }
@@ -893,7 +936,7 @@ func file_nestbox_host_v1_host_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_nestbox_host_v1_host_proto_rawDesc), len(file_nestbox_host_v1_host_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   15,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1,0 +1,19 @@
+package client
+
+import (
+	"testing"
+
+	"github.com/nestbox/nestbox"
+	"github.com/nestbox/nestbox/internal/fieldtest"
+)
+
+// TestEveryFieldIsRead: a field that is added to a type of the product, or of
+// the wire, and forgotten by the client fails here.
+func TestEveryFieldIsRead(t *testing.T) {
+	t.Parallel()
+	fieldtest.Matters(t, func(b capsuleBody) any { return b.domain() })
+	fieldtest.Matters(t, func(b processBody) any { return b.domain() })
+	fieldtest.Matters(t, func(b entryBody) any { return b.domain() })
+	fieldtest.Matters(t, func(s nestbox.CapsuleSpec) any { return createBodyOf(s) })
+	fieldtest.Matters(t, func(s nestbox.ProcessSpec) any { return execBodyOf(s) })
+}

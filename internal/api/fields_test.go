@@ -1,0 +1,25 @@
+package api
+
+import (
+	"testing"
+	"time"
+
+	"github.com/nestbox/nestbox"
+	"github.com/nestbox/nestbox/internal/fieldtest"
+)
+
+// TestEveryFieldIsShown: a field that is added to a type of the product and
+// forgotten on the wire of the API fails here.
+func TestEveryFieldIsShown(t *testing.T) {
+	t.Parallel()
+	fieldtest.Matters(t, func(c nestbox.Capsule) any {
+		for _, at := range []*time.Time{&c.CreatedAt, &c.StartedAt, &c.LastActiveAt, &c.UpdatedAt} {
+			*at = at.Truncate(time.Second)
+		}
+		return toCapsule(c)
+	}, "Capsule.TeamID", "Capsule.HostID") // of no use to a caller, who has one team and no say in hosts
+	fieldtest.Matters(t, func(p nestbox.Process) any { return toProcess(p) })
+	fieldtest.Matters(t, func(f nestbox.FileInfo) any { return toFileEntry(f) })
+	fieldtest.Matters(t, func(b createCapsuleBody) any { return b.spec() })
+	fieldtest.Matters(t, func(c Command) any { return c.spec() })
+}

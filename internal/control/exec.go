@@ -1,0 +1,128 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"io"
+	"time"
+
+	"github.com/nestbox/nestbox"
+	"github.com/nestbox/nestbox/internal/guest"
+)
+
+// MaxExecOutput is how much output, in bytes of stdout and stderr together,
+// Exec keeps.
+const MaxExecOutput = 32 << 20
+
+// ExecResult is a process that ran to its end.
+type ExecResult struct {
+	Process        nestbox.Process // as started, with its Exit
+	Stdout, Stderr []byte
+	Truncated      bool          // there was more output than MaxExecOutput
+	Duration       time.Duration // from the request to the exit, as seen from here
+}
+
+// Exec runs a process in the foreground: it starts it, reads its output to the
+// leader's exit and returns both. Descendants that hold the output open are not
+// waited for. Output over MaxExecOutput is read, so that the process does not
+// stall, and dropped. If ctx ends, the process goes on: CodeCanceled, or
+// CodeTimeout.
+func (p *Processes) Exec(ctx context.Context, by Caller, id string, spec nestbox.ProcessSpec) (ExecResult, error) {
+	procs, err := p.of(ctx, by, id)
+	if err != nil {
+		return ExecResult{}, err
+	}
+	begun := p.cfg.Now()
+	proc, reader, err := procs.Start(ctx, spec, &guest.Attach{Lossless: true})
+	if err != nil {
+		return ExecResult{}, err
+	}
+	c := collector{processes: procs, reader: reader, result: ExecResult{Process: proc}}
+	err = c.run(ctx)
+	c.result.Duration = p.cfg.Now().Sub(begun)
+	if err != nil {
+		return ExecResult{}, err
+	}
+	return c.result, nil
+}
+
+// collector reads a process's output to its exit.
+type collector struct {
+	processes guest.Processes
+	reader    guest.OutputReader
+	result    ExecResult
+	next      int64 // the offset that was reached
+}
+
+// maxCuts bounds how often in a row a reader is attached again without having
+// read anything.
+const maxCuts = 3
+
+func (c *collector) run(ctx context.Context) (err error) {
+	defer func() { err = errors.Join(err, c.reader.Close()) }()
+	for cuts := 0; ; {
+		event, err := c.reader.Next(ctx)
+		switch {
+		case err == nil:
+			cuts = 0
+			if c.take(event) {
+				return nil
+			}
+		case ctx.Err() != nil:
+			return endOf(ctx)
+		case errors.Is(err, io.EOF):
+			return nestbox.Errorf(nestbox.CodeGuest, "the output of process %d ended without its exit", c.result.Process.PID)
+		case cuts == maxCuts:
+			return nestbox.Errorf(nestbox.CodeGuest, "lost the output of process %d, which goes on: %w", c.result.Process.PID, err)
+		default:
+			cuts++
+			if err := c.attachAgain(ctx); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func (c *collector) attachAgain(ctx context.Context) error {
+	reader, err := c.processes.Attach(ctx, nestbox.Selector{ID: c.result.Process.ID},
+		guest.Attach{Since: nestbox.Since{Offset: c.next}, Lossless: true})
+	if err != nil {
+		return err
+	}
+	_ = c.reader.Close() // it is cut: how it ends is of no interest
+	c.reader = reader
+	return nil
+}
+
+// take adds one event to the result, and reports whether it is the exit.
+func (c *collector) take(event nestbox.OutputEvent) bool {
+	r := &c.result
+	c.next = event.End()
+	r.Process.Output.End = c.next
+	switch event.Kind {
+	case nestbox.EventData:
+		kept, total := &r.Stdout, &r.Process.Output.Stdout
+		if event.Stream == nestbox.Stderr {
+			kept, total = &r.Stderr, &r.Process.Output.Stderr
+		}
+		*total += int64(len(event.Data))
+		room := MaxExecOutput - len(r.Stdout) - len(r.Stderr)
+		r.Truncated = r.Truncated || len(event.Data) > room
+		*kept = append(*kept, event.Data[:min(len(event.Data), room)]...)
+	case nestbox.EventGap:
+		r.Truncated = true
+	case nestbox.EventExit:
+		r.Process.Exit = event.Exit
+		return true
+	}
+	return false
+}
+
+// endOf is the error of a context that has ended.
+func endOf(ctx context.Context) error {
+	err := ctx.Err()
+	if errors.Is(err, context.DeadlineExceeded) {
+		return &nestbox.Error{Code: nestbox.CodeTimeout, Message: "the time for the request ran out; the process goes on", Err: err}
+	}
+	return &nestbox.Error{Code: nestbox.CodeCanceled, Message: "the caller went away; the process goes on", Err: err}
+}

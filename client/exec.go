@@ -139,7 +139,7 @@ func (p *Processes) startStream(ctx context.Context, spec nestbox.ProcessSpec, u
 // dialStart connects, with patience: nothing has been started yet.
 func (p *Processes) dialStart(ctx context.Context, until string) (*streamConn, error) {
 	q := url.Values{"encoding": {"base64"}, "until": {until}}
-	wait := newBackoff(p.c.retryFor)
+	wait := newPauses(p.c.retryFor)
 	for {
 		conn, err := p.c.dial(ctx, capsulePath(p.capsule, "/exec/stream"), q)
 		var e *Error

@@ -60,7 +60,7 @@ func (c *Cmd) feed(ctx context.Context) error {
 // be sent again, and is an error. That the process takes no more input is
 // none, as exec.Cmd ignores EPIPE.
 func (c *Cmd) writeInput(ctx context.Context, data []byte, eof bool) error {
-	wait := newBackoff(c.procs.c.reconnectFor)
+	wait := newPauses(c.procs.c.reconnectFor)
 	for {
 		err := c.procs.WriteStdin(ctx, selector(c.Process.ID), data, eof)
 		var e *Error

@@ -63,7 +63,7 @@ func (p *Processes) startedAnyway(ctx context.Context, tag string, own bool, cau
 	if !own || !ambiguous(cause) || ctx.Err() != nil {
 		return nestbox.Process{}, cause
 	}
-	wait := newBackoff(min(p.c.reconnectFor, lookFor))
+	wait := newPauses(min(p.c.reconnectFor, lookFor))
 	for {
 		proc, err := p.Get(ctx, tag)
 		if err == nil {
@@ -132,7 +132,7 @@ const longPoll = 30 * time.Second
 // Wait returns the record once the process has ended. It goes on through lost
 // connections and restarts of the server, for as long as the Config allows.
 func (p *Processes) Wait(ctx context.Context, sel string) (nestbox.Process, error) {
-	var lost *backoff
+	var lost *pauses
 	for {
 		proc, err := p.get(ctx, sel, url.Values{"wait": {longPoll.String()}})
 		switch {
@@ -147,7 +147,7 @@ func (p *Processes) Wait(ctx context.Context, sel string) (nestbox.Process, erro
 			return nestbox.Process{}, err
 		default:
 			if lost == nil {
-				lost = newBackoff(p.c.patience(err))
+				lost = newPauses(p.c.patience(err))
 			}
 			if !lost.next(ctx) {
 				return nestbox.Process{}, firstError(ctx, err)

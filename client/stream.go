@@ -37,7 +37,7 @@ type Stream struct {
 	hold  bool // the process waits for us
 
 	conn    *streamConn // nil while not connected
-	lost    *backoff    // non-nil while trying to connect again
+	lost    *pauses     // non-nil while trying to connect again
 	next    int64       // offset of the next byte
 	pending *frame      // read, but a gap before it was delivered first
 	early   *int64      // next, when an exit came before the bytes that precede it
@@ -196,7 +196,7 @@ func (s *Stream) pause(ctx context.Context, err error) error {
 		return firstError(ctx, err)
 	}
 	if s.lost == nil {
-		s.lost = newBackoff(s.procs.c.patience(err))
+		s.lost = newPauses(s.procs.c.patience(err))
 	}
 	if !s.lost.next(ctx) {
 		return firstError(ctx, err)

@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/cenkalti/backoff/v5"
+
 	"github.com/nestbox/nestbox"
 )
 
@@ -56,7 +58,7 @@ func (c *Client) send(ctx context.Context, r request) (*http.Response, error) {
 		}
 		r.header = http.Header{"Content-Type": {"application/json"}}
 	}
-	wait := newBackoff(c.retryFor)
+	wait := newPauses(c.retryFor)
 	for {
 		body := r.content()
 		res, err := c.once(ctx, r, body)
@@ -170,31 +172,35 @@ func contextError(ctx context.Context) error {
 	return nestbox.Errorf(nestbox.CodeCanceled, "canceled: %w", ctx.Err())
 }
 
-// backoff spaces out attempts: 25 ms, doubling to 1 s.
-type backoff struct {
-	delay    time.Duration
+// pauses spaces out attempts: from 25 ms to a second, each more or less at
+// random, so that the clients of a server that comes back do not all come at
+// the same moment.
+type pauses struct {
+	backoff  *backoff.ExponentialBackOff
 	deadline time.Time
 }
 
 const (
-	firstDelay = 25 * time.Millisecond
-	maxDelay   = time.Second
+	firstPause = 25 * time.Millisecond
+	lastPause  = time.Second
 )
 
-// newBackoff allows attempts for the given time from now.
-func newBackoff(total time.Duration) *backoff {
-	return &backoff{delay: firstDelay, deadline: time.Now().Add(total)}
+// newPauses allows attempts for the given time from now.
+func newPauses(total time.Duration) *pauses {
+	b := backoff.NewExponentialBackOff()
+	b.InitialInterval, b.MaxInterval, b.Multiplier = firstPause, lastPause, 2
+	return &pauses{backoff: b, deadline: time.Now().Add(total)}
 }
 
 // next waits before the next attempt. It returns false if there is to be none,
 // because the time is over or ctx ended.
-func (b *backoff) next(ctx context.Context) bool {
-	if time.Now().Add(b.delay).After(b.deadline) {
+func (p *pauses) next(ctx context.Context) bool {
+	pause := p.backoff.NextBackOff()
+	if time.Now().Add(pause).After(p.deadline) {
 		return false
 	}
-	timer := time.NewTimer(b.delay)
+	timer := time.NewTimer(pause)
 	defer timer.Stop()
-	b.delay = min(2*b.delay, maxDelay)
 	select {
 	case <-timer.C:
 		return true

@@ -2,7 +2,6 @@ package api
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -10,9 +9,9 @@ import (
 	"net/http"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/danielgtaylor/huma/v2"
+	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/nestbox/nestbox"
@@ -25,7 +24,7 @@ func (s *server) readJSON(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, err := s.readBody(w, r, s.cfg.MaxJSONBytes)
 		if err == nil && len(body) > 0 {
-			err = checkJSON(r.Header.Get("Content-Type"), body)
+			err = checkContentType(r.Header.Get("Content-Type"))
 			r.Header.Set("Content-Type", "application/json")
 		}
 		if err != nil {
@@ -72,64 +71,72 @@ func discard(body io.Reader) {
 	_, _ = io.CopyN(io.Discard, body, 256<<20)
 }
 
-// checkJSON refuses what is not meant as JSON, and text that is not UTF-8,
-// which decoding would quietly replace. No content type, and the one that curl
-// sends by itself, pass as JSON.
-func checkJSON(contentType string, body []byte) error {
-	if contentType != "" {
-		media, _, err := mime.ParseMediaType(contentType)
-		if err != nil {
-			media = contentType
-		}
-		if media != "application/json" && media != "application/x-www-form-urlencoded" && !strings.HasSuffix(media, "+json") {
-			return &errorBody{
-				status: http.StatusUnsupportedMediaType,
-				Detail: errorDetail{"invalid_request", fmt.Sprintf("Content-Type must be application/json, not %.80q", media)},
-			}
-		}
+// checkContentType refuses what is not meant as JSON. No content type, and the
+// one that curl sends by itself, pass as JSON.
+func checkContentType(contentType string) error {
+	if contentType == "" {
+		return nil
 	}
-	if !utf8.Valid(body) {
-		return nestbox.Errorf(nestbox.CodeInvalid, "body: not valid UTF-8 after byte %d", validPrefix(body))
+	media, _, err := mime.ParseMediaType(contentType)
+	if err != nil {
+		media = contentType
 	}
-	return checkNames(body)
+	if media == "application/json" || media == "application/x-www-form-urlencoded" || strings.HasSuffix(media, "+json") {
+		return nil
+	}
+	return &errorBody{
+		status: http.StatusUnsupportedMediaType,
+		Detail: errorDetail{"invalid_request", fmt.Sprintf("Content-Type must be application/json, not %.80q", media)},
+	}
 }
 
-// checkNames refuses what JSON allows and nobody means: a name twice in one
-// object, and half of a surrogate pair. Other errors are left to decoding.
-func checkNames(body []byte) error {
-	_, err := jsontext.NewDecoder(bytes.NewReader(body)).ReadValue()
-	if syntax, ok := errors.AsType[*jsontext.SyntacticError](err); ok && json.Valid(body) {
-		return nestbox.Errorf(nestbox.CodeInvalid, "body: %s: %w", syntax.JSONPointer, syntax.Err)
-	}
-	return nil
-}
+// maxJSONValues bounds how many names and values one body has. Each costs many
+// times its length once it is decoded.
+const maxJSONValues = 1 << 16
 
-func validPrefix(b []byte) int {
-	n := 0
-	for n < len(b) {
-		r, size := utf8.DecodeRune(b[n:])
-		if r == utf8.RuneError && size == 1 {
-			break
-		}
-		n += size
-	}
-	return n
-}
-
-// unmarshalJSON is json.Unmarshal with errors that say where, and in the words
-// of the wire rather than of Go.
+// unmarshalJSON decodes strictly: text must be UTF-8, no object may have a name
+// twice, and names have one casing. Its errors say where, in the words of the
+// wire rather than of Go, and repeat no values: they may be secret.
 func unmarshalJSON(data []byte, v any) error {
-	err := json.Unmarshal(data, v)
-	if syntax := (*json.SyntaxError)(nil); errors.As(err, &syntax) {
-		before := data[:min(int(syntax.Offset), len(data))]
-		line := bytes.Count(before, []byte("\n")) + 1
-		column := len(before) - bytes.LastIndexByte(before, '\n') - 1
-		return fmt.Errorf("invalid JSON at line %d, column %d: %s", line, column, syntax)
+	if n := countValues(data); n > maxJSONValues {
+		return fmt.Errorf("more than %d values in the JSON", maxJSONValues)
 	}
-	if wrong := (*json.UnmarshalTypeError)(nil); errors.As(err, &wrong) {
-		return fmt.Errorf("%s: %.80s is out of range or of the wrong type", wrong.Field, wrong.Value)
+	err := json.Unmarshal(data, v)
+	if syntax, ok := errors.AsType[*jsontext.SyntacticError](err); ok {
+		before := data[:min(int(syntax.ByteOffset), len(data))]
+		line := bytes.Count(before, []byte("\n")) + 1
+		column := len(before) - bytes.LastIndexByte(before, '\n')
+		return fmt.Errorf("invalid JSON at line %d, column %d: %s%w", line, column, inside(syntax.JSONPointer), syntax.Err)
+	}
+	if wrong, ok := errors.AsType[*json.SemanticError](err); ok {
+		return fmt.Errorf("%sa %s is of the wrong type or out of range", inside(wrong.JSONPointer), wrong.JSONKind)
 	}
 	return err
+}
+
+// inside says which part of a body an error is about.
+func inside(p jsontext.Pointer) string {
+	if p == "" {
+		return ""
+	}
+	return fmt.Sprintf("%.80s: ", strings.ReplaceAll(strings.TrimPrefix(string(p), "/"), "/", "."))
+}
+
+// countValues returns how many names and values JSON has at most, without
+// decoding it: what stands between its brackets, colons and commas.
+func countValues(data []byte) int {
+	n, quoted := 1, false
+	for i := 0; i < len(data); i++ {
+		switch c := data[i]; {
+		case quoted && c == '\\':
+			i++
+		case c == '"':
+			quoted = !quoted
+		case !quoted && (c == ',' || c == ':' || c == '[' || c == '{'):
+			n++
+		}
+	}
+	return n
 }
 
 // decodeStrict decodes JSON that did not come through huma, with the checks
@@ -139,9 +146,6 @@ func decodeStrict[T any](s *server, data []byte) (T, error) {
 	var loose any
 	if err := unmarshalJSON(data, &loose); err != nil {
 		return v, nestbox.Errorf(nestbox.CodeInvalid, "body: %w", err)
-	}
-	if err := checkNames(data); err != nil {
-		return v, err
 	}
 	registry := s.open.OpenAPI().Components.Schemas
 	path, res := huma.NewPathBuffer(nil, 0), &huma.ValidateResult{}

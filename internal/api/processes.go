@@ -262,7 +262,7 @@ func (s *server) readStdin(w http.ResponseWriter, r *http.Request, eof bool) ([]
 	if len(raw) == 0 {
 		return nil, false, nestbox.Errorf(nestbox.CodeInvalid, "request body is required")
 	}
-	if err := checkJSON(contentType, raw); err != nil {
+	if err := checkContentType(contentType); err != nil {
 		return nil, false, err
 	}
 	body, err := decodeStrict[stdinBody](s, raw)

@@ -3,7 +3,6 @@ package api
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"net/http"
 	"strings"
@@ -152,8 +151,11 @@ func (k *socket) authenticate(h http.Header) (control.Caller, error) {
 	defer timeout.Stop()
 	select {
 	case msg, ok := <-k.in:
-		var auth struct{ Type, Token string }
-		if !ok || json.Unmarshal(msg, &auth) != nil || auth.Type != "auth" {
+		var auth struct {
+			Type  string `json:"type"`
+			Token string `json:"token"`
+		}
+		if !ok || unmarshalJSON(msg, &auth) != nil || auth.Type != "auth" {
 			return control.Caller{}, why
 		}
 		return k.s.control.Keys.Authenticate(k.ctx, auth.Token)

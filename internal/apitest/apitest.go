@@ -20,6 +20,7 @@ import (
 	"github.com/nestbox/nestbox/internal/control"
 	"github.com/nestbox/nestbox/internal/guest"
 	"github.com/nestbox/nestbox/internal/guest/envd"
+	"github.com/nestbox/nestbox/internal/guest/outputlog"
 	"github.com/nestbox/nestbox/internal/hostagent"
 	"github.com/nestbox/nestbox/internal/store"
 )
@@ -136,7 +137,7 @@ func (h *host) Info(context.Context) (hostagent.Info, error) {
 }
 
 func (h *host) Create(_ context.Context, id string, _ nestbox.CapsuleSpec) (hostagent.Status, error) {
-	e, err := envd.New(envd.Config{Version: nestbox.Version, Limits: envd.Limits{SpillDir: h.t.TempDir()}})
+	e, err := envd.New(envd.Config{Version: nestbox.Version, Limits: envd.Limits{Output: outputlog.Limits{Dir: h.t.TempDir()}}})
 	if err != nil {
 		return hostagent.Status{}, err
 	}

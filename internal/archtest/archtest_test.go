@@ -87,8 +87,12 @@ var rules = []rule{
 		deep: true,
 	},
 	{
+		name: "the output log knows no process and no wire",
+		of:   []string{"internal/guest/outputlog"}, not: []string{"internal/guest/envd/...", "internal/guest/guestrpc/...", "gen/..."}, deep: true,
+	},
+	{
 		name: "leaves import the root package and other leaves only",
-		of:   []string{"internal/image/...", "internal/netns/...", "internal/cgroup/...", "internal/pidfd/...", "internal/envdbin/...", "internal/config/..."},
+		of:   []string{"internal/image/...", "internal/netns/...", "internal/cgroup/...", "internal/pidfd/...", "internal/envdbin/...", "internal/config/...", "internal/durable/...", "internal/fieldtest/..."},
 		not:  []string{"internal/api/...", "internal/control/...", "internal/store/...", "internal/hostagent/...", "internal/guest/...", "internal/sandbox/...", "client/...", "gen/..."},
 		deep: true,
 	},

@@ -6,6 +6,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/cenkalti/backoff/v5"
+
 	"golang.org/x/sync/errgroup"
 
 	"github.com/nestbox/nestbox"
@@ -76,7 +78,9 @@ func (r *Reconciler) Run(ctx context.Context) error {
 // watch marks deaths as the host tells them. A new watch tells all of them
 // again, so that none is missed in between.
 func (r *Reconciler) watch(ctx context.Context) {
-	for pause := firstPause; ctx.Err() == nil; pause = min(2*pause, lastPause) {
+	pauses := backoff.NewExponentialBackOff()
+	pauses.InitialInterval, pauses.MaxInterval, pauses.Multiplier = firstPause, lastPause, 2
+	for ctx.Err() == nil {
 		begun := r.cfg.Now()
 		err := r.cfg.Host.WatchDeaths(ctx, func(s hostagent.Status) { r.died(ctx, s) })
 		if ctx.Err() != nil {
@@ -84,10 +88,10 @@ func (r *Reconciler) watch(ctx context.Context) {
 		}
 		r.cfg.Log.Warn("watching for deaths; will try again", keyError, err)
 		if r.cfg.Now().Sub(begun) > lastPause {
-			pause = firstPause
+			pauses.Reset()
 		}
 		select {
-		case <-time.After(pause):
+		case <-time.After(pauses.NextBackOff()):
 		case <-ctx.Done():
 		}
 	}

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"time"
 
+	"github.com/cenkalti/backoff/v5"
+
 	"github.com/nestbox/nestbox"
 	"github.com/nestbox/nestbox/internal/image"
 	"github.com/nestbox/nestbox/internal/sandbox"
@@ -35,7 +37,7 @@ func (m *Manager) Create(ctx context.Context, id string, spec nestbox.CapsuleSpe
 	}
 
 	m.mu.Lock()
-	c.rec.State, c.box, c.cancel = StateRunning, b, nil
+	c.rec.State, c.access, c.cancel = StateRunning, b, nil
 	status := c.rec.status()
 	m.release(c)
 	m.mu.Unlock()
@@ -44,8 +46,8 @@ func (m *Manager) Create(ctx context.Context, id string, spec nestbox.CapsuleSpe
 }
 
 // claimNew enters a new capsule, owned by the caller.
-func (m *Manager) claimNew(id string, spec nestbox.CapsuleSpec, cancel context.CancelFunc) (*capsule, error) {
-	c := &capsule{
+func (m *Manager) claimNew(id string, spec nestbox.CapsuleSpec, cancel context.CancelFunc) (*entry, error) {
+	c := &entry{
 		rec: record{
 			Version: recordVersion, ID: id, Spec: spec,
 			Token: nestbox.RandomHex(32), State: StateStarting, CreatedAt: time.Now().UTC(),
@@ -63,7 +65,7 @@ func (m *Manager) claimNew(id string, spec nestbox.CapsuleSpec, cancel context.C
 }
 
 // start does the work of Create: record, sandbox, answering envd, record.
-func (m *Manager) start(ctx context.Context, rec record, root image.Root) (*box, error) {
+func (m *Manager) start(ctx context.Context, rec record, root image.Root) (*access, error) {
 	if err := m.records.put(rec); err != nil {
 		return nil, nestbox.Errorf(nestbox.CodeInternal, "write the record of capsule %s: %w", rec.ID, err)
 	}
@@ -76,7 +78,7 @@ func (m *Manager) start(ctx context.Context, rec record, root image.Root) (*box,
 	if err != nil {
 		return nil, err
 	}
-	b := m.newBox(sb, rec.Token)
+	b := m.newAccess(sb, rec.Token)
 	if err := m.awaitEnvd(ctx, b); err != nil {
 		return nil, errors.Join(err, b.close())
 	}
@@ -95,10 +97,12 @@ const (
 )
 
 // awaitEnvd returns when envd answers, the sandbox ends, or the time is up.
-func (m *Manager) awaitEnvd(ctx context.Context, b *box) error {
+func (m *Manager) awaitEnvd(ctx context.Context, b *access) error {
 	ctx, cancel := context.WithTimeout(ctx, m.cfg.ReadyIn)
 	defer cancel()
-	for pause := firstPing; ; pause = min(2*pause, lastPing) {
+	pauses := backoff.NewExponentialBackOff()
+	pauses.InitialInterval, pauses.MaxInterval, pauses.Multiplier = firstPing, lastPing, 2
+	for {
 		_, err := b.guest.Ping(ctx)
 		if err == nil {
 			return nil
@@ -108,7 +112,7 @@ func (m *Manager) awaitEnvd(ctx context.Context, b *box) error {
 			return nestbox.Errorf(nestbox.CodeGuest, "the sandbox ended while it started: %s", b.sandbox.Reason())
 		case <-ctx.Done():
 			return nestbox.Errorf(nestbox.CodeGuest, "the capsule's daemon did not answer within %v: %w", m.cfg.ReadyIn, err)
-		case <-time.After(pause):
+		case <-time.After(pauses.NextBackOff()):
 		}
 	}
 }
@@ -129,7 +133,7 @@ func (m *Manager) Destroy(ctx context.Context, id string) error {
 
 // claim makes the caller the owner of a capsule, after the present owner is
 // done. A Create under way is told to end. It returns nil for an unknown id.
-func (m *Manager) claim(ctx context.Context, id string) (*capsule, error) {
+func (m *Manager) claim(ctx context.Context, id string) (*entry, error) {
 	for {
 		m.mu.Lock()
 		c, ok := m.capsules[id]
@@ -156,7 +160,7 @@ func (m *Manager) claim(ctx context.Context, id string) (*capsule, error) {
 }
 
 // release ends an ownership. The caller holds m.mu.
-func (m *Manager) release(c *capsule) {
+func (m *Manager) release(c *entry) {
 	close(c.busy)
 	c.busy = nil
 }
@@ -166,12 +170,12 @@ const forgetIn = time.Minute
 
 // forget removes everything of a capsule that the caller owns. If that fails
 // the capsule stays, dead, so that Destroy can be repeated.
-func (m *Manager) forget(ctx context.Context, c *capsule) error {
+func (m *Manager) forget(ctx context.Context, c *entry) error {
 	ctx, cancel := context.WithTimeout(ctx, forgetIn)
 	defer cancel()
 	m.mu.Lock()
-	b, id := c.box, c.rec.ID
-	c.box = nil
+	b, id := c.access, c.rec.ID
+	c.access = nil
 	m.mu.Unlock()
 	if b != nil {
 		if err := b.close(); err != nil {

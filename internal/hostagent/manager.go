@@ -49,27 +49,26 @@ type Manager struct {
 	running sync.WaitGroup
 
 	mu       sync.Mutex
-	capsules map[string]*capsule
+	capsules map[string]*entry
 	died     chan struct{} // closed and replaced at each death
 }
 
 var _ Host = (*Manager)(nil)
 
-// capsule is one entry of the Manager. Its fields are guarded by Manager.mu,
+// entry is one capsule of the Manager. Its fields are guarded by Manager.mu,
 // which is never held while something is waited for: whoever changes a capsule
 // claims it by setting busy.
-type capsule struct {
+type entry struct {
 	rec    record
 	busy   chan struct{}      // closed when the present owner is done; nil = nobody owns it
 	cancel context.CancelFunc // ends a Create that is under way
-	box    *box               // nil unless it runs
+	access *access            // nil unless it runs
 }
 
-// box is a running sandbox with what leads into it.
-type box struct {
-	sandbox     sandbox.Sandbox
-	guest       *guestrpc.Client
-	connections *connections
+// access is a running sandbox and the way into it.
+type access struct {
+	sandbox sandbox.Sandbox
+	guest   *guestrpc.Client // a sandbox that ends sends no FIN: it is closed then
 }
 
 // Open returns the Manager of a state directory, after it has found again all
@@ -88,7 +87,7 @@ func Open(ctx context.Context, cfg Config) (*Manager, error) {
 		cfg:       cfg,
 		startedAt: time.Now(),
 		records:   recs,
-		capsules:  map[string]*capsule{},
+		capsules:  map[string]*entry{},
 		died:      make(chan struct{}),
 	}
 	m.ctx, m.stop = context.WithCancel(context.WithoutCancel(ctx))
@@ -106,9 +105,9 @@ func (m *Manager) Close() error {
 	defer m.mu.Unlock()
 	var errs []error
 	for _, c := range m.capsules {
-		if c.box != nil {
-			errs = append(errs, c.box.close())
-			c.box = nil
+		if c.access != nil {
+			errs = append(errs, c.access.close())
+			c.access = nil
 		}
 	}
 	return errors.Join(errs...)
@@ -154,56 +153,48 @@ func (m *Manager) recoverOne(ctx context.Context, rec record) error {
 		}
 		return m.records.remove(rec.ID)
 	case StateDead:
-		m.add(&capsule{rec: rec})
+		m.add(&entry{rec: rec})
 		return nil
 	}
 	sb, err := m.cfg.Driver.Open(ctx, rec.ID)
 	if nestbox.CodeOf(err) == nestbox.CodeNotFound {
 		rec.State, rec.Reason = StateDead, "its sandbox was gone when the host agent started"
 		m.cfg.Log.Warn("capsule died while the host agent was away", keyCapsule, rec.ID)
-		m.add(&capsule{rec: rec})
+		m.add(&entry{rec: rec})
 		return m.records.put(rec)
 	}
 	if err != nil {
 		return err
 	}
 	m.cfg.Log.Info("found a running capsule", keyCapsule, rec.ID)
-	c := &capsule{rec: rec, box: m.newBox(sb, rec.Token)}
+	c := &entry{rec: rec, access: m.newAccess(sb, rec.Token)}
 	m.add(c)
-	m.watch(c, c.box)
+	m.watch(c, c.access)
 	return nil
 }
 
-func (m *Manager) add(c *capsule) {
+func (m *Manager) add(c *entry) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.capsules[c.rec.ID] = c
 }
 
-// newBox connects to a sandbox.
-func (m *Manager) newBox(sb sandbox.Sandbox, token string) *box {
-	conns := newConnections()
+// newAccess connects to a sandbox.
+func (m *Manager) newAccess(sb sandbox.Sandbox, token string) *access {
 	client := guestrpc.NewClient(guestrpc.ClientConfig{
-		Dial: func(ctx context.Context) (net.Conn, error) {
-			conn, err := sb.Dial(ctx, sandbox.EnvdPort)
-			if err != nil {
-				return nil, err
-			}
-			return conns.add(conn)
-		},
+		Dial:   func(ctx context.Context) (net.Conn, error) { return sb.Dial(ctx, sandbox.EnvdPort) },
 		Header: http.Header{guestrpc.TokenHeader: {token}},
 	})
-	return &box{sandbox: sb, guest: client, connections: conns}
+	return &access{sandbox: sb, guest: client}
 }
 
-func (b *box) close() error {
-	b.connections.cut()
+func (b *access) close() error {
 	b.guest.Close()
 	return b.sandbox.Close()
 }
 
 // watch marks c dead when its sandbox ends by itself.
-func (m *Manager) watch(c *capsule, b *box) {
+func (m *Manager) watch(c *entry, b *access) {
 	m.running.Add(1)
 	go func() {
 		defer m.running.Done()
@@ -217,14 +208,14 @@ func (m *Manager) watch(c *capsule, b *box) {
 
 // bury marks a capsule dead, unless somebody is destroying it: then its end is
 // no news.
-func (m *Manager) bury(c *capsule, b *box) {
+func (m *Manager) bury(c *entry, b *access) {
 	m.mu.Lock()
-	if c.box != b || c.busy != nil {
+	if c.access != b || c.busy != nil {
 		m.mu.Unlock()
 		return
 	}
 	c.rec.State, c.rec.Reason = StateDead, b.sandbox.Reason()
-	c.box = nil
+	c.access = nil
 	rec := c.rec
 	close(m.died)
 	m.died = make(chan struct{})
@@ -280,10 +271,10 @@ func (m *Manager) Guest(_ context.Context, id string) (guest.Guest, error) {
 	if !ok {
 		return nil, unknown(id)
 	}
-	if c.rec.State != StateRunning || c.box == nil {
+	if c.rec.State != StateRunning || c.access == nil {
 		return nil, nestbox.Errorf(nestbox.CodeInvalidState, "sandbox is not running (status: %s)", c.rec.State)
 	}
-	return lent{Guest: c.box.guest, sandbox: c.box.sandbox, connections: c.box.connections}, nil
+	return lent{Client: c.access.guest, sandbox: c.access.sandbox}, nil
 }
 
 // WatchDeaths implements Host.

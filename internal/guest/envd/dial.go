@@ -6,6 +6,7 @@ import (
 	"strconv"
 
 	"github.com/nestbox/nestbox"
+	"github.com/nestbox/nestbox/internal/guest"
 )
 
 // dialLoopback connects to a TCP port on the loopback of the machine: IPv4
@@ -21,7 +22,7 @@ func dialLoopback(ctx context.Context, port uint16) (net.Conn, error) {
 			return conn, nil
 		}
 		if ctx.Err() != nil {
-			return nil, contextError(ctx)
+			return nil, guest.ContextError(ctx)
 		}
 	}
 	return nil, nestbox.Errorf(nestbox.CodeUnavailable, "nothing listens on port %d in the capsule", port)

@@ -9,7 +9,6 @@ package envd
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"net"
 	"sync"
@@ -79,12 +78,4 @@ func (e *Envd) Close() error {
 // errClosed is what calls answer during and after Close.
 func errClosed() error {
 	return nestbox.Errorf(nestbox.CodeUnavailable, "the capsule's daemon is stopping")
-}
-
-// contextError is the end of ctx as the contract wants it.
-func contextError(ctx context.Context) error {
-	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		return &nestbox.Error{Code: nestbox.CodeTimeout, Message: "time ran out", Err: ctx.Err()}
-	}
-	return &nestbox.Error{Code: nestbox.CodeCanceled, Message: "canceled by the caller", Err: ctx.Err()}
 }

@@ -76,7 +76,7 @@ type openFile struct {
 // Read implements io.Reader.
 func (o *openFile) Read(p []byte) (int, error) {
 	if o.ctx.Err() != nil {
-		return 0, contextError(o.ctx)
+		return 0, guest.ContextError(o.ctx)
 	}
 	n, err := o.file.Read(p)
 	if err != nil && err != io.EOF {
@@ -194,7 +194,7 @@ func cleanPath(ctx context.Context, path string) (string, error) {
 		return "", err
 	}
 	if ctx.Err() != nil {
-		return "", contextError(ctx)
+		return "", guest.ContextError(ctx)
 	}
 	return filepath.Clean(path), nil
 }

@@ -11,6 +11,7 @@ import (
 	"testing/iotest"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/nestbox/nestbox"
 	"github.com/nestbox/nestbox/internal/guest"
@@ -203,11 +204,18 @@ func TestDialLoopback(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, conn.Close())
 		require.NoError(t, listener.Close())
-		_, err = dialLoopback(t.Context(), port)
-		require.Equal(t, nestbox.CodeUnavailable, nestbox.CodeOf(err))
 	}
+	// A port that is bound, so that nobody else gets it, and not listened on.
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	require.NoError(t, err)
+	defer unix.Close(fd)
+	require.NoError(t, unix.Bind(fd, &unix.SockaddrInet4{}))
+	bound, err := unix.Getsockname(fd)
+	require.NoError(t, err)
+	_, err = dialLoopback(t.Context(), uint16(bound.(*unix.SockaddrInet4).Port))
+	require.Equal(t, nestbox.CodeUnavailable, nestbox.CodeOf(err))
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	_, err := dialLoopback(ctx, 9)
+	_, err = dialLoopback(ctx, 9)
 	require.Equal(t, nestbox.CodeCanceled, nestbox.CodeOf(err))
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/nestbox/nestbox"
+	"github.com/nestbox/nestbox/internal/guest"
 )
 
 // listBatch is how many names are read from a directory at once.
@@ -57,7 +58,7 @@ func (l *listing) walk(ctx context.Context, path string, depth int) error {
 	defer dir.Close()
 	for {
 		if ctx.Err() != nil {
-			return contextError(ctx)
+			return guest.ContextError(ctx)
 		}
 		batch, err := dir.ReadDir(listBatch)
 		for _, entry := range batch {

@@ -166,7 +166,7 @@ func copyAll(ctx context.Context, file *os.File, r io.Reader) error {
 	case err == nil:
 		return nil
 	case ctx.Err() != nil:
-		return contextError(ctx)
+		return guest.ContextError(ctx)
 	case w.err != nil:
 		return w.err
 	}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nestbox/nestbox"
+	"github.com/nestbox/nestbox/internal/guest/outputlog"
 )
 
 const (
@@ -228,7 +229,7 @@ func openStdio(withStdin bool, devNull int) (s *stdio, err error) {
 		s.files[0] = uintptr(p[0])
 		s.theirs[0], s.stdin = p[0], pollable(p[1], "stdin")
 	}
-	for stream, name := range streamNames {
+	for stream, name := range outputlog.StreamNames {
 		if err = unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
 			return nil, resourceError("make a pipe", err)
 		}
@@ -258,7 +259,7 @@ func (s *stdio) closeTheirs() {
 }
 
 func (s *stdio) closeOurs() {
-	for _, f := range [...]*os.File{s.stdin, s.out[stdout], s.out[stderr]} {
+	for _, f := range [...]*os.File{s.stdin, s.out[outputlog.Stdout], s.out[outputlog.Stderr]} {
 		if f != nil {
 			_ = f.Close()
 		}

@@ -13,7 +13,7 @@ func (t *table) retire(p *process) {
 	t.exited = append(t.exited, p)
 	var gone []*process
 	for i := 0; len(t.exited) > t.limits.Exited && i < len(t.exited); {
-		if output, _ := t.exited[i].log.state(); !output.Closed {
+		if output, _ := t.exited[i].log.State(); !output.Closed {
 			i++ // its tree lives on and writes
 			continue
 		}
@@ -31,7 +31,7 @@ func (t *table) retire(p *process) {
 	}
 	t.mu.Unlock()
 	for _, old := range gone {
-		old.log.forget()
+		old.log.Forget()
 	}
 }
 
@@ -39,11 +39,11 @@ func (t *table) retire(p *process) {
 // It may be called with the writing lock of a log held.
 func (t *table) forgetOldestOutput() bool {
 	for _, p := range t.ended() {
-		before := t.budget.disk.Load()
-		if p.log.onDisk() {
-			p.log.tryDropAll()
+		before := t.budget.Disk()
+		if p.log.OnDisk() {
+			p.log.TryDropAll()
 		}
-		if t.budget.disk.Load() < before {
+		if t.budget.Disk() < before {
 			return true
 		}
 	}
@@ -53,18 +53,18 @@ func (t *table) forgetOldestOutput() bool {
 // relieveMemory brings the output in memory back below its limit. The caller
 // holds no lock.
 func (t *table) relieveMemory() {
-	if !t.budget.overMemory() || !t.relief.TryLock() {
+	if !t.budget.OverMemory() || !t.relief.TryLock() {
 		return
 	}
 	defer t.relief.Unlock()
 	for _, p := range t.ended() {
-		if !t.budget.overMemory() {
+		if !t.budget.OverMemory() {
 			return
 		}
-		p.log.shrink()
+		p.log.Shrink()
 	}
-	for t.budget.overMemory() {
-		if p := t.biggest(); p == nil || p.log.shrink() == 0 {
+	for t.budget.OverMemory() {
+		if p := t.biggest(); p == nil || p.log.Shrink() == 0 {
 			return
 		}
 	}
@@ -83,7 +83,7 @@ func (t *table) biggest() *process {
 	defer t.mu.Unlock()
 	var biggest *process
 	for _, p := range t.live {
-		if biggest == nil || p.log.memory.Load() > biggest.log.memory.Load() {
+		if biggest == nil || p.log.Memory() > biggest.log.Memory() {
 			biggest = p
 		}
 	}

@@ -12,6 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nestbox/nestbox"
+	"github.com/nestbox/nestbox/internal/guest"
+	"github.com/nestbox/nestbox/internal/guest/outputlog"
 )
 
 // process is one process that was started by the API: its leader, its tree
@@ -24,7 +26,7 @@ type process struct {
 	cwd       string
 	user      string
 	startedAt time.Time
-	log       *outputLog
+	log       *outputlog.Log
 	out       [2]*os.File
 	stdin     *stdinPipe // nil if it is /dev/null
 
@@ -42,7 +44,7 @@ type process struct {
 
 // record returns what the API shows of the process.
 func (p *process) record() nestbox.Process {
-	output, exit := p.log.state()
+	output, exit := p.log.State()
 	r := nestbox.Process{
 		ID: p.id, PID: p.pid, Tag: p.tag, Cmd: p.spec.Cmd, Args: p.spec.Args,
 		Cwd: p.cwd, User: p.user, Stdin: p.stdin.isOpen(),
@@ -57,7 +59,7 @@ func (p *process) record() nestbox.Process {
 
 // ended reports whether the exit is recorded.
 func (p *process) ended() bool {
-	_, exit := p.log.state()
+	_, exit := p.log.State()
 	return exit != nil
 }
 
@@ -73,14 +75,15 @@ func (p *process) intend(reason nestbox.ExitReason) {
 // recordExit takes over what the leader had written, however much others
 // still write, and then records its end.
 func (p *process) recordExit(status unix.WaitStatus, at time.Time) {
-	l := p.log
-	l.writing.Lock()
-	defer l.writing.Unlock()
-	for stream, file := range p.out {
-		l.drain(stream, file)
-	}
-	l.setExit(p.exitOf(status, at))
+	p.log.End(p.exitOf(status, at), func(fill fillFunc) {
+		for stream, file := range p.out {
+			drain(fill, stream, file)
+		}
+	})
 }
+
+// fillFunc reads once from a stream into a log.
+type fillFunc = func(stream int, read func([]byte) (int, error)) (int, error)
 
 func (p *process) exitOf(status unix.WaitStatus, at time.Time) nestbox.Exit {
 	p.mu.Lock()
@@ -110,11 +113,11 @@ func (p *process) pump(stream int, after func()) {
 		return
 	}
 	enlarged := false
-	for p.log.waitRoom() {
+	for p.log.WaitRoom() {
 		var n int
 		var readErr error
 		err := conn.Read(func(fd uintptr) bool {
-			n, readErr = p.log.fill(stream, func(buf []byte) (int, error) { return readNow(int(fd), buf) })
+			n, readErr = p.log.Fill(stream, func(buf []byte) (int, error) { return readNow(int(fd), buf) })
 			if n >= enlargeAt && !enlarged {
 				enlarge(fd)
 				enlarged = true
@@ -130,7 +133,7 @@ func (p *process) pump(stream int, after func()) {
 
 // shutDown ends everything that waits for the process. It lives on.
 func (p *process) shutDown() {
-	p.log.abort()
+	p.log.Abort()
 	for _, f := range p.out {
 		_ = f.Close()
 	}
@@ -141,8 +144,7 @@ func (p *process) shutDown() {
 }
 
 // drain reads what is in a pipe now, and not what is written to it meanwhile.
-// Needs writing.
-func (l *outputLog) drain(stream int, file *os.File) {
+func drain(fill fillFunc, stream int, file *os.File) {
 	conn, err := file.SyscallConn()
 	if err != nil {
 		return // closed: it was read to its end
@@ -153,7 +155,7 @@ func (l *outputLog) drain(stream int, file *os.File) {
 			return
 		}
 		for pending > 0 {
-			n, err := l.fillLocked(stream, func(buf []byte) (int, error) { return readNow(int(fd), buf) })
+			n, err := fill(stream, func(buf []byte) (int, error) { return readNow(int(fd), buf) })
 			if err != nil || n <= 0 {
 				return
 			}
@@ -217,7 +219,7 @@ func (s *stdinPipe) write(ctx context.Context, data []byte, eof bool) error {
 	case <-s.turn:
 		defer func() { s.turn <- struct{}{} }()
 	case <-ctx.Done():
-		return contextError(ctx)
+		return guest.ContextError(ctx)
 	}
 	if !s.isOpen() {
 		return errNoStdin()
@@ -249,7 +251,7 @@ func (s *stdinPipe) writeAll(ctx context.Context, data []byte) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		e := nestbox.Errorf(nestbox.CodeOf(contextError(ctx)), "%d of %d bytes were written to standard input, which is full", n, len(data))
+		e := nestbox.Errorf(nestbox.CodeOf(guest.ContextError(ctx)), "%d of %d bytes were written to standard input, which is full", n, len(data))
 		e.Err = ctx.Err()
 		return e
 	case errors.Is(err, syscall.EPIPE):

@@ -17,6 +17,7 @@ import (
 
 	"github.com/nestbox/nestbox"
 	"github.com/nestbox/nestbox/internal/guest"
+	"github.com/nestbox/nestbox/internal/guest/outputlog"
 )
 
 // table is the processes that were started by the API: the live ones, and the
@@ -24,7 +25,7 @@ import (
 type table struct {
 	limits   Limits
 	slog     *slog.Logger
-	budget   *budget
+	budget   *outputlog.Budget
 	accounts *accounts
 	reaper   *reaper
 	groups   *treeGroups
@@ -61,7 +62,6 @@ func newTable(limits Limits, cgroups string, log *slog.Logger) (*table, error) {
 	t := &table{
 		limits:   limits,
 		slog:     log,
-		budget:   newBudget(limits),
 		accounts: newAccounts("/etc"),
 		reaper:   reaper,
 		groups:   newTreeGroups(cgroups),
@@ -73,7 +73,7 @@ func newTable(limits Limits, cgroups string, log *slog.Logger) (*table, error) {
 		byTag:    map[string]*process{},
 		starting: map[string]struct{}{},
 	}
-	t.budget.reclaim = t.forgetOldestOutput
+	t.budget = outputlog.NewBudget(limits.Output, t.forgetOldestOutput)
 	t.ctx, t.cancel = context.WithCancel(context.Background())
 	return t, nil
 }
@@ -109,14 +109,14 @@ func (t *table) Start(ctx context.Context, spec nestbox.ProcessSpec, attach *gue
 
 	p := &process{
 		tag: tag, mark: t.newMark(), spec: spec,
-		log:     newOutputLog(t.limits, t.budget),
+		log:     outputlog.New(t.budget),
 		started: make(chan struct{}),
 		done:    make(chan struct{}),
 	}
 	p.spec.Env = nil // not needed again, and may hold secrets
 	var reader guest.OutputReader
 	if attach != nil {
-		r, err := p.log.attach(*attach)
+		r, err := p.log.Attach(*attach)
 		if err != nil {
 			return nestbox.Process{}, nil, err
 		}
@@ -214,7 +214,7 @@ func (t *table) add(p *process) {
 // follow reads one stream to its end.
 func (t *table) follow(p *process, stream int) {
 	p.pump(stream, t.relieveMemory)
-	if p.log.closeStream() && p.ended() {
+	if p.log.CloseStream() && p.ended() {
 		p.stdin.close() // nobody is left to read it, or at least to answer
 	}
 }
@@ -226,7 +226,7 @@ func (t *table) finish(p *process, status unix.WaitStatus, at time.Time) {
 		p.timer.Stop()
 	}
 	p.recordExit(status, at)
-	if output, _ := p.log.state(); output.Closed {
+	if output, _ := p.log.State(); output.Closed {
 		p.stdin.close()
 	}
 	t.retire(p)
@@ -306,7 +306,7 @@ func (t *table) Wait(ctx context.Context, sel nestbox.Selector) (nestbox.Process
 	case <-p.done:
 		return p.record(), nil
 	case <-ctx.Done():
-		return nestbox.Process{}, contextError(ctx)
+		return nestbox.Process{}, guest.ContextError(ctx)
 	case <-t.ctx.Done():
 		return nestbox.Process{}, errClosed()
 	}
@@ -318,7 +318,7 @@ func (t *table) Attach(_ context.Context, sel nestbox.Selector, attach guest.Att
 	if err != nil {
 		return nil, err
 	}
-	return p.log.attach(attach)
+	return p.log.Attach(attach)
 }
 
 // WriteStdin writes to a process's standard input.
@@ -376,6 +376,6 @@ func (t *table) Kill(ctx context.Context, sel nestbox.Selector, how guest.Kill) 
 	case err := <-answer:
 		return p.record(), err
 	case <-ctx.Done():
-		return nestbox.Process{}, contextError(ctx)
+		return nestbox.Process{}, guest.ContextError(ctx)
 	}
 }

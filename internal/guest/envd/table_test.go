@@ -17,6 +17,7 @@ import (
 
 	"github.com/nestbox/nestbox"
 	"github.com/nestbox/nestbox/internal/guest"
+	"github.com/nestbox/nestbox/internal/guest/outputlog"
 )
 
 func newEnvd(t *testing.T, limits Limits) *Envd {
@@ -111,7 +112,7 @@ func TestExitedAreForgotten(t *testing.T) {
 // TestTotals has many processes write more than all of them may keep.
 func TestTotals(t *testing.T) {
 	t.Parallel()
-	limits := Limits{LogMemory: 256 << 10, LogDisk: 1 << 20, TotalMemory: 1 << 20, TotalDisk: 3 << 20, SpillDir: t.TempDir()}
+	limits := Limits{Output: outputlog.Limits{Memory: 256 << 10, Disk: 1 << 20, TotalMemory: 1 << 20, TotalDisk: 3 << 20, Dir: t.TempDir()}}
 	e := newEnvd(t, limits)
 	var wg sync.WaitGroup
 	for range 16 {
@@ -131,8 +132,8 @@ func TestTotals(t *testing.T) {
 	}
 	wg.Wait()
 	last := runShell(t, e, "head -c 600000 /dev/zero")
-	require.LessOrEqual(t, e.table.budget.memory.Load(), limits.TotalMemory)
-	require.LessOrEqual(t, e.table.budget.disk.Load(), limits.TotalDisk)
+	require.LessOrEqual(t, e.table.budget.Memory(), limits.Output.TotalMemory)
+	require.LessOrEqual(t, e.table.budget.Disk(), limits.Output.TotalDisk)
 	require.Zero(t, last.Output.Start, "the newest is kept, at the cost of the oldest")
 	records, err := e.Processes().List(waiting(t), true)
 	require.NoError(t, err)

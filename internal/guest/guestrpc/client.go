@@ -113,6 +113,10 @@ func (c *Client) Close() {
 	c.transport.CloseIdleConnections()
 }
 
+// Adopt makes a connection that was dialled past the daemon one of the client's,
+// so that it is cut with the others.
+func (c *Client) Adopt(conn net.Conn) (net.Conn, error) { return c.conns.add(conn) }
+
 // CloseIdleConnections closes the connections that are kept for later calls.
 func (c *Client) CloseIdleConnections() { c.transport.CloseIdleConnections() }
 

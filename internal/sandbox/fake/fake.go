@@ -81,7 +81,7 @@ func (d *Driver) BlockCreate(c <-chan struct{}) {
 
 // Crash ends a sandbox and everything in it, as if it had died by itself.
 func (d *Driver) Crash(id string) error {
-	rec, err := d.readRecord(id)
+	rec, err := d.readHandle(id)
 	if err != nil {
 		return err
 	}
@@ -101,13 +101,13 @@ func (d *Driver) path(id string, name ...string) string {
 	return filepath.Join(append([]string{d.dir, id}, name...)...)
 }
 
-// record is what a later Driver needs to take up a sandbox.
-type record struct {
+// handle is what a later Driver needs to take up a sandbox.
+type handle struct {
 	Envd pidfd.Process
 }
 
 const (
-	recordFile  = "record.json"
+	handleFile  = "record.json"
 	portFile    = "port"
 	destroyFile = "destroy"
 )
@@ -154,7 +154,7 @@ func (d *Driver) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox
 	return b, nil
 }
 
-func (d *Driver) start(ctx context.Context, spec sandbox.Spec, block <-chan struct{}) (*box, error) {
+func (d *Driver) start(ctx context.Context, spec sandbox.Spec, block <-chan struct{}) (*running, error) {
 	if block != nil {
 		select {
 		case <-block:
@@ -178,7 +178,7 @@ func (d *Driver) start(ctx context.Context, spec sandbox.Spec, block <-chan stru
 	}
 	envd, err := pidfd.Lookup(pid)
 	if err == nil {
-		err = d.writeRecord(spec.ID, record{envd})
+		err = d.writeHandle(spec.ID, handle{envd})
 	}
 	if err != nil {
 		return nil, nestbox.Errorf(nestbox.CodeInternal, "record sandbox %s: %w", spec.ID, err)
@@ -241,7 +241,7 @@ func (d *Driver) remove(ctx context.Context, id string) error {
 		err = killTree(ctx, processes...)
 	}
 	if err == nil {
-		_ = os.Remove(d.path(id, recordFile)) // before the mark of Destroy: see destroyed
+		_ = os.Remove(d.path(id, handleFile)) // before the mark of Destroy: see destroyed
 		err = os.RemoveAll(d.path(id))
 	}
 	if err != nil {
@@ -254,7 +254,7 @@ func (d *Driver) remove(ctx context.Context, id string) error {
 func (d *Driver) destroyed(id string) bool {
 	_, err := os.Stat(d.path(id, destroyFile))
 	if err != nil { // it may have gone again with the rest
-		_, err = os.Stat(d.path(id, recordFile))
+		_, err = os.Stat(d.path(id, handleFile))
 		return err != nil
 	}
 	return true
@@ -275,18 +275,18 @@ func (d *Driver) List(context.Context) ([]string, error) {
 	return ids, nil
 }
 
-func (d *Driver) writeRecord(id string, rec record) error {
+func (d *Driver) writeHandle(id string, rec handle) error {
 	text, err := json.Marshal(rec)
 	if err != nil {
 		return err
 	}
-	path := d.path(id, recordFile)
+	path := d.path(id, handleFile)
 	return durable.WriteFile(path, text, 0o600)
 }
 
-func (d *Driver) readRecord(id string) (record, error) {
-	var rec record
-	text, err := os.ReadFile(d.path(id, recordFile))
+func (d *Driver) readHandle(id string) (handle, error) {
+	var rec handle
+	text, err := os.ReadFile(d.path(id, handleFile))
 	if err == nil {
 		err = json.Unmarshal(text, &rec)
 	}
@@ -296,19 +296,19 @@ func (d *Driver) readRecord(id string) (record, error) {
 	return rec, nil
 }
 
-// box is a running "sandbox".
-type box struct {
+// running is a running "sandbox".
+type running struct {
 	d      *Driver
 	id     string
-	rec    record
+	rec    handle
 	envd   *pidfd.File
 	reason string // set before done is closed
 	done   chan struct{}
 	ended  chan struct{} // closed when the watcher has returned
 }
 
-func (d *Driver) open(id string) (*box, error) {
-	rec, err := d.readRecord(id)
+func (d *Driver) open(id string) (*running, error) {
+	rec, err := d.readHandle(id)
 	if err != nil {
 		return nil, err
 	}
@@ -316,12 +316,12 @@ func (d *Driver) open(id string) (*box, error) {
 	if err != nil {
 		return nil, nestbox.Errorf(nestbox.CodeNotFound, "sandbox %s does not run: %w", id, err)
 	}
-	b := &box{d: d, id: id, rec: rec, envd: envd, done: make(chan struct{}), ended: make(chan struct{})}
+	b := &running{d: d, id: id, rec: rec, envd: envd, done: make(chan struct{}), ended: make(chan struct{})}
 	go b.watch()
 	return b, nil
 }
 
-func (b *box) watch() {
+func (b *running) watch() {
 	defer close(b.ended)
 	if err := b.envd.Wait(0); err != nil {
 		return // closed
@@ -339,11 +339,11 @@ func (b *box) watch() {
 }
 
 // ID implements sandbox.Sandbox.
-func (b *box) ID() string { return b.id }
+func (b *running) ID() string { return b.id }
 
 // Dial implements sandbox.Sandbox. The port is one of the host's loopback, but
 // for envd's own.
-func (b *box) Dial(ctx context.Context, port uint16) (net.Conn, error) {
+func (b *running) Dial(ctx context.Context, port uint16) (net.Conn, error) {
 	actual := strconv.Itoa(int(port))
 	if port == sandbox.EnvdPort {
 		var err error
@@ -360,10 +360,10 @@ func (b *box) Dial(ctx context.Context, port uint16) (net.Conn, error) {
 }
 
 // Done implements sandbox.Sandbox.
-func (b *box) Done() <-chan struct{} { return b.done }
+func (b *running) Done() <-chan struct{} { return b.done }
 
 // Reason implements sandbox.Sandbox. It is empty until Done is closed.
-func (b *box) Reason() string {
+func (b *running) Reason() string {
 	select {
 	case <-b.done:
 		return b.reason
@@ -373,13 +373,13 @@ func (b *box) Reason() string {
 }
 
 // Close implements sandbox.Sandbox.
-func (b *box) Close() error {
+func (b *running) Close() error {
 	err := b.envd.Close()
 	<-b.ended
 	return err
 }
 
-func (b *box) port() (string, error) {
+func (b *running) port() (string, error) {
 	text, err := os.ReadFile(b.d.path(b.id, portFile))
 	port := strings.TrimSpace(string(text))
 	if err == nil && port == "" {
@@ -389,7 +389,7 @@ func (b *box) port() (string, error) {
 }
 
 // awaitPort waits until envd has written its port.
-func (b *box) awaitPort(ctx context.Context) error {
+func (b *running) awaitPort(ctx context.Context) error {
 	const every = time.Millisecond
 	for {
 		if _, err := b.port(); err == nil {

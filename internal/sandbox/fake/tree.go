@@ -96,10 +96,10 @@ func descendants(pid int) ([]int, error) {
 }
 
 // processes finds what there is of a sandbox's envd: also one of which no
-// record was written, by the path of its port file.
+// handle was written, by the path of its port file.
 func (d *Driver) processes(id string) ([]pidfd.Process, error) {
 	var found []pidfd.Process
-	if rec, err := d.readRecord(id); err == nil {
+	if rec, err := d.readHandle(id); err == nil {
 		found = append(found, rec.Envd)
 	}
 	paths, err := filepath.Glob("/proc/[0-9]*/cmdline")

@@ -291,7 +291,7 @@ func (d *Driver) enter(id string, cancel context.CancelFunc) (leave func(), err 
 }
 
 // start does the work of Create. The caller undoes it all with remove.
-func (d *Driver) start(ctx context.Context, spec sandbox.Spec) (*box, error) {
+func (d *Driver) start(ctx context.Context, spec sandbox.Spec) (*running, error) {
 	firstUID, err := d.uids.claim(spec.ID, d.bundle(spec.ID))
 	if err != nil {
 		return nil, err
@@ -319,7 +319,7 @@ func (d *Driver) start(ctx context.Context, spec sandbox.Spec) (*box, error) {
 	if err := d.cgroup(spec.ID).SetCPUs(spec.Resources.VCPUs); err != nil {
 		return nil, nestbox.Errorf(nestbox.CodeInternal, "%w", err)
 	}
-	if err := d.writeRecord(spec); err != nil {
+	if err := d.writeHandle(spec); err != nil {
 		return nil, nestbox.Errorf(nestbox.CodeInternal, "record sandbox %s: %w", spec.ID, err)
 	}
 	return d.open(spec.ID)

@@ -19,3 +19,12 @@ func ContentError(err error) error {
 	}
 	return &nestbox.Error{Code: nestbox.CodeCanceled, Message: "the content ended before all of it was there", Err: err}
 }
+
+// ContextError is the end of ctx as the contract wants it: CodeTimeout or
+// CodeCanceled.
+func ContextError(ctx context.Context) error {
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return &nestbox.Error{Code: nestbox.CodeTimeout, Message: "time ran out", Err: ctx.Err()}
+	}
+	return &nestbox.Error{Code: nestbox.CodeCanceled, Message: "canceled by the caller", Err: ctx.Err()}
+}

@@ -1,4 +1,4 @@
-package envd
+package outputlog
 
 import (
 	"context"
@@ -9,10 +9,10 @@ import (
 	"github.com/nestbox/nestbox/internal/guest"
 )
 
-// outputReader is a cursor over an outputLog. It keeps an offset and, while it
+// Reader is a cursor over an Log. It keeps an offset and, while it
 // reads what is on disk, a copy of one slab.
-type outputReader struct {
-	log *outputLog
+type Reader struct {
+	log *Log
 
 	// Guarded by the log's mu.
 	pos      int64
@@ -26,14 +26,14 @@ type outputReader struct {
 	loaded *slab // a private copy of a slab on disk
 }
 
-var _ guest.OutputReader = (*outputReader)(nil)
+var _ guest.OutputReader = (*Reader)(nil)
 
-// attach returns a new reader.
-func (l *outputLog) attach(how guest.Attach) (*outputReader, error) {
+// Attach returns a new reader.
+func (l *Log) Attach(how guest.Attach) (*Reader, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	since := how.Since
-	r := &outputReader{log: l, pos: since.Offset, done: make(chan struct{})}
+	r := &Reader{log: l, pos: since.Offset, done: make(chan struct{})}
 	switch {
 	case since.Offset < 0 || since.Tail < 0:
 		return nil, nestbox.Errorf(nestbox.CodeInvalid, "an output offset is not negative")
@@ -50,12 +50,15 @@ func (l *outputLog) attach(how guest.Attach) (*outputReader, error) {
 	return r, nil
 }
 
+// errStopped is what readers get when the daemon stops.
+var errStopped = nestbox.Errorf(nestbox.CodeUnavailable, "the capsule's daemon is stopping")
+
 // Next returns what comes next: as much of one stream as there is in one
 // piece, without a copy if it is in memory.
-func (r *outputReader) Next(ctx context.Context) (nestbox.OutputEvent, error) {
+func (r *Reader) Next(ctx context.Context) (nestbox.OutputEvent, error) {
 	for {
 		if ctx.Err() != nil {
-			return nestbox.OutputEvent{}, contextError(ctx)
+			return nestbox.OutputEvent{}, guest.ContextError(ctx)
 		}
 		event, onDisk, changed, err := r.step()
 		switch {
@@ -76,7 +79,7 @@ func (r *outputReader) Next(ctx context.Context) (nestbox.OutputEvent, error) {
 }
 
 // step returns the next event, or a slab to load first, or what to wait for.
-func (r *outputReader) step() (event nestbox.OutputEvent, onDisk *slab, changed chan struct{}, err error) {
+func (r *Reader) step() (event nestbox.OutputEvent, onDisk *slab, changed chan struct{}, err error) {
 	l := r.log
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -108,7 +111,7 @@ func (r *outputReader) step() (event nestbox.OutputEvent, onDisk *slab, changed 
 		event = nestbox.OutputEvent{Kind: nestbox.EventClosed, Offset: l.end}
 		r.ended = true
 	case l.aborted:
-		err = errClosed()
+		err = errStopped
 	default:
 		if l.changed == nil {
 			l.changed = make(chan struct{})
@@ -120,7 +123,7 @@ func (r *outputReader) step() (event nestbox.OutputEvent, onDisk *slab, changed 
 
 // data returns the bytes of one stream at the cursor, up to the leader's exit
 // if that comes first, and moves on. Needs mu.
-func (r *outputReader) data(s *slab) nestbox.OutputEvent {
+func (r *Reader) data(s *slab) nestbox.OutputEvent {
 	l := r.log
 	from := int(r.pos - s.base)
 	run := s.runs[sort.Search(len(s.runs), func(i int) bool { return s.runs[i].end() > from })]
@@ -129,7 +132,7 @@ func (r *outputReader) data(s *slab) nestbox.OutputEvent {
 		to = min(to, int(l.exitAt-s.base))
 	}
 	event := nestbox.OutputEvent{
-		Kind: nestbox.EventData, Stream: streamNames[run.stream()],
+		Kind: nestbox.EventData, Stream: StreamNames[run.stream()],
 		Offset: r.pos, Data: s.buf[from:to:to],
 	}
 	r.pos = event.End()
@@ -139,7 +142,7 @@ func (r *outputReader) data(s *slab) nestbox.OutputEvent {
 
 // load copies a slab from disk. If the slab was dropped meanwhile it does
 // nothing.
-func (r *outputReader) load(s *slab) error {
+func (r *Reader) load(s *slab) error {
 	l := r.log
 	l.mu.Lock()
 	file, slot, size, runs := l.spill, s.slot, s.size, s.nruns
@@ -169,7 +172,7 @@ func (r *outputReader) load(s *slab) error {
 func (s *slab) covers(pos int64) bool { return s != nil && s.base <= pos && pos < s.end() }
 
 // release gives up the buffer of the event before. Needs mu.
-func (r *outputReader) release() {
+func (r *Reader) release() {
 	s := r.held
 	if s == nil {
 		return
@@ -182,7 +185,7 @@ func (r *outputReader) release() {
 }
 
 // Close detaches the reader: a lossless one stops holding the process back.
-func (r *outputReader) Close() error {
+func (r *Reader) Close() error {
 	l := r.log
 	l.mu.Lock()
 	if r.closed {
@@ -197,7 +200,7 @@ func (r *outputReader) Close() error {
 	forgotten := l.forgotten
 	l.mu.Unlock()
 	if forgotten {
-		l.forget()
+		l.Forget()
 	}
 	return nil
 }

@@ -16,11 +16,11 @@ import (
 	"github.com/nestbox/nestbox/internal/sandbox"
 )
 
-// box is a running sandbox.
-type box struct {
+// running is a running sandbox.
+type running struct {
 	d      *Driver
 	id     string
-	rec    record
+	rec    handle
 	ns     *netns.NS
 	sentry *pidfd.File
 	gofer  *pidfd.File
@@ -29,11 +29,11 @@ type box struct {
 	ended  chan struct{} // closed when the watcher has returned
 }
 
-var _ sandbox.Sandbox = (*box)(nil)
+var _ sandbox.Sandbox = (*running)(nil)
 
 // open returns the running sandbox and watches it.
-func (d *Driver) open(id string) (*box, error) {
-	rec, err := d.readRecord(id)
+func (d *Driver) open(id string) (*running, error) {
+	rec, err := d.readHandle(id)
 	if err != nil {
 		return nil, err
 	}
@@ -52,16 +52,16 @@ func (d *Driver) open(id string) (*box, error) {
 	if err != nil {
 		return nil, errors.Join(notFound(err), sentry.Close(), gofer.Close())
 	}
-	b := &box{d: d, id: id, rec: rec, ns: ns, sentry: sentry, gofer: gofer, done: make(chan struct{}), ended: make(chan struct{})}
+	b := &running{d: d, id: id, rec: rec, ns: ns, sentry: sentry, gofer: gofer, done: make(chan struct{}), ended: make(chan struct{})}
 	go b.watch()
 	return b, nil
 }
 
 // ID implements sandbox.Sandbox.
-func (b *box) ID() string { return b.id }
+func (b *running) ID() string { return b.id }
 
 // Dial implements sandbox.Sandbox.
-func (b *box) Dial(ctx context.Context, port uint16) (net.Conn, error) {
+func (b *running) Dial(ctx context.Context, port uint16) (net.Conn, error) {
 	conn, err := b.ns.Dial(ctx, port)
 	if err != nil {
 		return nil, nestbox.Errorf(nestbox.CodeUnavailable, "port %d of sandbox %s: %w", port, b.id, err)
@@ -70,10 +70,10 @@ func (b *box) Dial(ctx context.Context, port uint16) (net.Conn, error) {
 }
 
 // Done implements sandbox.Sandbox.
-func (b *box) Done() <-chan struct{} { return b.done }
+func (b *running) Done() <-chan struct{} { return b.done }
 
 // Reason implements sandbox.Sandbox. It is empty until Done is closed.
-func (b *box) Reason() string {
+func (b *running) Reason() string {
 	select {
 	case <-b.done:
 		return b.reason
@@ -83,7 +83,7 @@ func (b *box) Reason() string {
 }
 
 // Close implements sandbox.Sandbox.
-func (b *box) Close() error {
+func (b *running) Close() error {
 	err := b.sentry.Close() // the watcher's wait ends
 	<-b.ended
 	return errors.Join(err, b.gofer.Close(), b.ns.Close())
@@ -93,7 +93,7 @@ func (b *box) Close() error {
 const goferTime = 5 * time.Second
 
 // watch waits for the sandbox's process to end, or for Close.
-func (b *box) watch() {
+func (b *running) watch() {
 	defer close(b.ended)
 	if err := b.sentry.Wait(0); err != nil {
 		return // closed
@@ -109,7 +109,7 @@ func (b *box) watch() {
 }
 
 // why says why a sandbox ended.
-func (d *Driver) why(id string, rec record, status syscall.WaitStatus, reaped bool) string {
+func (d *Driver) why(id string, rec handle, status syscall.WaitStatus, reaped bool) string {
 	if d.destroyed(id) {
 		return "destroyed"
 	}

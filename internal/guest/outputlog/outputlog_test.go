@@ -1,4 +1,4 @@
-package envd
+package outputlog
 
 import (
 	"bytes"
@@ -20,11 +20,11 @@ import (
 	"github.com/nestbox/nestbox/internal/guest"
 )
 
-// logModel is what an outputLog must be like: all bytes that were ever written,
+// logModel is what an Log must be like: all bytes that were ever written,
 // with their streams, and for each reader where it is.
 type logModel struct {
-	log     *outputLog
-	budget  *budget
+	log     *Log
+	budget  *Budget
 	bytes   []byte
 	streams []nestbox.Stream
 	exitAt  int // -1 before the exit
@@ -34,7 +34,7 @@ type logModel struct {
 }
 
 type modelReader struct {
-	*outputReader
+	*Reader
 	pos      int
 	lossless bool
 	kept     int // a lossless reader misses nothing from here on
@@ -43,13 +43,18 @@ type modelReader struct {
 }
 
 func smallLimits(dir string) Limits {
-	return Limits{LogMemory: 16 << 10, LogDisk: 24 << 10, TotalMemory: 24 << 10, TotalDisk: 20 << 10, SpillDir: dir}.withDefaults()
+	return Limits{Memory: 16 << 10, Disk: 24 << 10, TotalMemory: 24 << 10, TotalDisk: 20 << 10, Dir: dir}
+}
+
+// end ends the leader when all it wrote is read.
+func end(l *Log, exit nestbox.Exit) {
+	l.End(exit, func(func(int, func([]byte) (int, error)) (int, error)) {})
 }
 
 // write appends data as a pump does.
-func write(l *outputLog, stream int, data []byte) error {
+func write(l *Log, stream int, data []byte) error {
 	for len(data) > 0 {
-		n, err := l.fill(stream, func(buf []byte) (int, error) { return copy(buf, data), nil })
+		n, err := l.Fill(stream, func(buf []byte) (int, error) { return copy(buf, data), nil })
 		if err != nil {
 			return err
 		}
@@ -75,7 +80,7 @@ func (m *logModel) Write(t *rapid.T) {
 	m.settle()
 	m.bytes = append(m.bytes, data...)
 	for range data {
-		m.streams = append(m.streams, streamNames[stream])
+		m.streams = append(m.streams, StreamNames[stream])
 	}
 }
 
@@ -95,7 +100,7 @@ func (m *logModel) Interleave(t *rapid.T) {
 		require.NoError(t, write(m.log, i%2, []byte{byte(i)}))
 		m.settle()
 		m.bytes = append(m.bytes, byte(i))
-		m.streams = append(m.streams, streamNames[i%2])
+		m.streams = append(m.streams, StreamNames[i%2])
 	}
 }
 
@@ -114,9 +119,9 @@ func (m *logModel) Attach(t *rapid.T) {
 		pos = max(int(m.log.start), len(m.bytes)-tail)
 	}
 	lossless := rapid.Bool().Draw(t, "lossless")
-	r, err := m.log.attach(guest.Attach{Since: since, Lossless: lossless})
+	r, err := m.log.Attach(guest.Attach{Since: since, Lossless: lossless})
 	require.NoError(t, err)
-	m.readers = append(m.readers, &modelReader{outputReader: r, pos: pos, lossless: lossless, kept: max(pos, int(m.log.start))})
+	m.readers = append(m.readers, &modelReader{Reader: r, pos: pos, lossless: lossless, kept: max(pos, int(m.log.start))})
 }
 
 func (m *logModel) Next(t *rapid.T) {
@@ -178,14 +183,14 @@ func (m *logModel) CloseReader(t *rapid.T) {
 	m.readers = append(m.readers[:i], m.readers[i+1:]...)
 }
 
-func (m *logModel) Shrink(*rapid.T) { m.log.shrink() }
+func (m *logModel) Shrink(*rapid.T) { m.log.Shrink() }
 
 func (m *logModel) Exit(t *rapid.T) {
 	if m.exitAt >= 0 {
 		t.Skip("exited")
 	}
 	m.exitAt = len(m.bytes)
-	m.log.setExit(nestbox.Exit{Code: 1})
+	end(m.log, nestbox.Exit{Code: 1})
 }
 
 func (m *logModel) CloseStreams(t *rapid.T) {
@@ -193,13 +198,13 @@ func (m *logModel) CloseStreams(t *rapid.T) {
 		t.Skip("not now")
 	}
 	m.closed = true
-	require.False(t, m.log.closeStream())
-	require.True(t, m.log.closeStream())
+	require.False(t, m.log.CloseStream())
+	require.True(t, m.log.CloseStream())
 }
 
 // Check compares what can be seen at any time.
 func (m *logModel) Check(t *rapid.T) {
-	state, _ := m.log.state()
+	state, _ := m.log.State()
 	require.EqualValues(t, len(m.bytes), state.End)
 	require.Equal(t, state.End, state.Stdout+state.Stderr)
 	require.Equal(t, m.closed, state.Closed)
@@ -208,21 +213,21 @@ func (m *logModel) Check(t *rapid.T) {
 		require.LessOrEqual(t, m.log.memory.Load(), m.log.maxMemory)
 		require.LessOrEqual(t, state.End-state.Start, int64(16+24)<<10)
 	}
-	require.LessOrEqual(t, m.budget.disk.Load(), m.budget.maxDisk)
+	require.LessOrEqual(t, m.budget.disk.Load(), m.budget.limits.TotalDisk)
 }
 
 // finish reads everything to the end, and then nothing may be left.
 func (m *logModel) finish(t require.TestingT) {
 	if m.exitAt < 0 {
 		m.exitAt = len(m.bytes)
-		m.log.setExit(nestbox.Exit{})
+		end(m.log, nestbox.Exit{})
 	}
 	if !m.closed {
 		m.closed = true
-		m.log.closeStream()
-		m.log.closeStream()
+		m.log.CloseStream()
+		m.log.CloseStream()
 	}
-	m.log.forget()
+	m.log.Forget()
 	for _, r := range m.readers {
 		for !r.ended {
 			m.step(t, r)
@@ -241,8 +246,8 @@ func TestOutputLogModel(t *testing.T) {
 			t.Parallel()
 			rapid.Check(t, func(rt *rapid.T) {
 				limits := smallLimits(dir)
-				m := &logModel{budget: newBudget(limits), exitAt: -1}
-				m.log = newOutputLog(limits, m.budget)
+				m := &logModel{budget: NewBudget(limits, nil), exitAt: -1}
+				m.log = New(m.budget)
 				rt.Repeat(rapid.StateMachineActions(modelActions{m}))
 				m.finish(rt)
 			})
@@ -267,22 +272,22 @@ func (a modelActions) Check(t *rapid.T)        { a.m.Check(t) }
 // come, stall and go while slabs move to disk and away.
 func TestOutputLogConcurrently(t *testing.T) {
 	t.Parallel()
-	limits := Limits{LogMemory: 64 << 10, LogDisk: 256 << 10, SpillDir: t.TempDir()}.withDefaults()
-	b := newBudget(limits)
-	l := newOutputLog(limits, b)
+	limits := Limits{Memory: 64 << 10, Disk: 256 << 10, Dir: t.TempDir()}
+	b := NewBudget(limits, nil)
+	l := New(b)
 	const total = 4 << 20 // of each stream
 	var writers, readers sync.WaitGroup
 	for stream := range 2 {
 		writers.Go(func() {
-			defer l.closeStream()
+			defer l.CloseStream()
 			for at := 0; at < total; {
-				if !l.waitRoom() {
+				if !l.WaitRoom() {
 					t.Error("aborted")
 					return
 				}
 				data := countFrom(at, 1+rand.IntN(30_000))
 				data = data[:min(len(data), total-at)]
-				n, _ := l.fill(stream, func(buf []byte) (int, error) { return copy(buf, data), nil })
+				n, _ := l.Fill(stream, func(buf []byte) (int, error) { return copy(buf, data), nil })
 				at += n
 			}
 		})
@@ -295,9 +300,9 @@ func TestOutputLogConcurrently(t *testing.T) {
 		})
 	}
 	writers.Wait()
-	l.setExit(nestbox.Exit{})
+	end(l, nestbox.Exit{})
 	readers.Wait()
-	l.forget()
+	l.Forget()
 	require.Zero(t, b.memory.Load())
 	require.Zero(t, b.disk.Load())
 }
@@ -311,8 +316,8 @@ func countFrom(at, n int) []byte {
 	return data
 }
 
-func readCounting(l *outputLog, lossless bool, i, total int) error {
-	r, err := l.attach(guest.Attach{Lossless: lossless})
+func readCounting(l *Log, lossless bool, i, total int) error {
+	r, err := l.Attach(guest.Attach{Lossless: lossless})
 	if err != nil {
 		return err
 	}
@@ -342,7 +347,7 @@ func readCounting(l *outputLog, lossless bool, i, total int) error {
 			at[e.Stream] += len(e.Data)
 		}
 		if i > 2 && rand.IntN(20) == 0 { // a slow reader
-			_ = r.log.shrink()
+			_ = r.log.Shrink()
 		}
 	}
 	if !gap && (at[nestbox.Stdout] != total || at[nestbox.Stderr] != total) {
@@ -351,26 +356,26 @@ func readCounting(l *outputLog, lossless bool, i, total int) error {
 	return nil
 }
 
-// TestOutputLogDiskFull spills to a disk that gets full.
-func TestOutputLogDiskFull(t *testing.T) {
+// TestOutputDiskFull spills to a disk that gets full.
+func TestOutputDiskFull(t *testing.T) {
 	t.Parallel()
-	limits := Limits{LogMemory: 64 << 10, LogDisk: 1 << 20, SpillDir: t.TempDir()}.withDefaults()
-	b := newBudget(limits)
-	l := newOutputLog(limits, b)
+	limits := Limits{Memory: 64 << 10, Disk: 1 << 20, Dir: t.TempDir()}
+	b := NewBudget(limits, nil)
+	l := New(b)
 	data := countFrom(0, 100_000)
-	require.NoError(t, write(l, stdout, data))
+	require.NoError(t, write(l, Stdout, data))
 	require.NotNil(t, l.spill)
 	readOnly, err := unix.Open("/dev/full", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	require.NoError(t, err)
 	require.NoError(t, unix.Dup3(readOnly, int(l.spill.file.Fd()), unix.O_CLOEXEC)) // every write says ENOSPC
 	require.NoError(t, unix.Close(readOnly))
 	for i := range 20 {
-		require.NoError(t, write(l, stdout, countFrom(100_000*(i+1), 100_000)))
+		require.NoError(t, write(l, Stdout, countFrom(100_000*(i+1), 100_000)))
 	}
-	state, _ := l.state()
+	state, _ := l.State()
 	require.EqualValues(t, 21*100_000, state.End)
-	require.LessOrEqual(t, l.memory.Load(), limits.LogMemory)
-	r, err := l.attach(guest.Attach{})
+	require.LessOrEqual(t, l.memory.Load(), limits.Memory)
+	r, err := l.Attach(guest.Attach{})
 	require.NoError(t, err)
 	defer func() { require.NoError(t, r.Close()) }()
 	e, err := r.Next(t.Context())
@@ -387,19 +392,19 @@ func TestOutputLogDiskFull(t *testing.T) {
 // TestOutputLogSmall: a log that holds little costs little.
 func TestOutputLogSmall(t *testing.T) {
 	t.Parallel()
-	limits := Limits{SpillDir: t.TempDir()}.withDefaults()
-	b := newBudget(limits)
-	l := newOutputLog(limits, b)
-	require.NoError(t, write(l, stdout, []byte("hello\n")))
+	limits := Limits{Dir: t.TempDir()}.withDefaults()
+	b := NewBudget(limits, nil)
+	l := New(b)
+	require.NoError(t, write(l, Stdout, []byte("hello\n")))
 	require.EqualValues(t, minSlab, l.memory.Load())
-	l.closeStream()
-	l.closeStream()
+	l.CloseStream()
+	l.CloseStream()
 	require.EqualValues(t, len("hello\n"), l.memory.Load())
 	require.Nil(t, l.spill)
 
-	l = newOutputLog(limits, b)
-	require.NoError(t, write(l, stdout, make([]byte, 8<<20)))
-	require.LessOrEqual(t, l.memory.Load(), limits.LogMemory)
-	state, _ := l.state()
+	l = New(b)
+	require.NoError(t, write(l, Stdout, make([]byte, 8<<20)))
+	require.LessOrEqual(t, l.memory.Load(), limits.Memory)
+	state, _ := l.State()
 	require.Zero(t, state.Start, "nothing is lost")
 }

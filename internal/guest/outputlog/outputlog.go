@@ -1,4 +1,10 @@
-package envd
+// Package outputlog is the ordered, byte-numbered record of what one process
+// wrote: kept within limits in memory and on disk, and read by any number of
+// cursors, exactly, from any offset.
+//
+// It knows nothing of processes but that they have two streams and an exit. It
+// may import the root package and the guest contract.
+package outputlog
 
 import (
 	"slices"
@@ -10,13 +16,14 @@ import (
 
 // The streams of a log, as they are numbered inside it.
 const (
-	stdout = 0
-	stderr = 1
+	Stdout = 0
+	Stderr = 1
 )
 
-var streamNames = [...]nestbox.Stream{stdout: nestbox.Stdout, stderr: nestbox.Stderr}
+// StreamNames are the names of the streams, by their numbers.
+var StreamNames = [...]nestbox.Stream{Stdout: nestbox.Stdout, Stderr: nestbox.Stderr}
 
-// outputLog is the ordered, byte-numbered record of what one process wrote.
+// Log is the ordered, byte-numbered record of what one process wrote.
 //
 // It is a row of slabs, oldest first. Only the last one, the tail, grows; the
 // others are sealed. The newest are in memory, older ones in a spill file, and
@@ -26,8 +33,8 @@ var streamNames = [...]nestbox.Stream{stdout: nestbox.Stdout, stderr: nestbox.St
 // Whoever appends, spills or drops holds writing, which is taken before mu and
 // may be held during disk I/O (never while waiting for the process). mu guards
 // the memory that readers look at.
-type outputLog struct {
-	budget    *budget
+type Log struct {
+	budget    *Budget
 	maxMemory int64
 	maxSlots  int // of the spill file
 	maxSlab   int // bytes of a slab together with its runs on disk
@@ -49,7 +56,7 @@ type outputLog struct {
 	exitAt    int64
 	aborted   bool // the daemon stops
 	forgotten bool // nobody can attach any more
-	lossless  map[*outputReader]struct{}
+	lossless  map[*Reader]struct{}
 	changed   chan struct{} // closed at the next change, if somebody waits for one
 	room      chan struct{} // closed when a lossless reader moves on, if a pump waits for that
 }
@@ -76,28 +83,28 @@ func (r run) stream() int        { return int(r & 1) }
 
 func (s *slab) end() int64 { return s.base + int64(s.size) }
 
-// newOutputLog makes the log of a process with two open streams.
-func newOutputLog(limits Limits, b *budget) *outputLog {
-	l := &outputLog{
+// New makes the log of a process with two open streams.
+func New(b *Budget) *Log {
+	l := &Log{
 		budget:    b,
-		maxMemory: limits.LogMemory,
-		maxSlab:   int(min(maxSlab, limits.LogMemory/4)),
+		maxMemory: b.limits.Memory,
+		maxSlab:   int(min(maxSlab, b.limits.Memory/4)),
 		nextSize:  minSlab,
 		open:      2,
-		lossless:  map[*outputReader]struct{}{},
+		lossless:  map[*Reader]struct{}{},
 	}
-	l.maxSlots = int(max(0, limits.LogDisk) / int64(l.maxSlab))
+	l.maxSlots = int(max(0, b.limits.Disk) / int64(l.maxSlab))
 	return l
 }
 
-// fill reads once from a stream into the log.
-func (l *outputLog) fill(stream int, read func([]byte) (int, error)) (int, error) {
+// Fill reads once from a stream into the log.
+func (l *Log) Fill(stream int, read func([]byte) (int, error)) (int, error) {
 	l.writing.Lock()
 	defer l.writing.Unlock()
 	return l.fillLocked(stream, read)
 }
 
-func (l *outputLog) fillLocked(stream int, read func([]byte) (int, error)) (int, error) {
+func (l *Log) fillLocked(stream int, read func([]byte) (int, error)) (int, error) {
 	tail, fresh := l.tail()
 	free := min(cap(tail.buf), l.maxSlab-4*(len(tail.runs)+1))
 	n, err := read(tail.buf[len(tail.buf):free])
@@ -121,7 +128,7 @@ func (l *outputLog) fillLocked(stream int, read func([]byte) (int, error)) (int,
 // tail returns the slab to write to, and whether it is a new one that is not
 // in the log yet. A nearly full slab is left, because a short read costs as
 // much as a long one.
-func (l *outputLog) tail() (s *slab, fresh bool) {
+func (l *Log) tail() (s *slab, fresh bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if n := len(l.slabs); n > 0 {
@@ -135,7 +142,7 @@ func (l *outputLog) tail() (s *slab, fresh bool) {
 }
 
 // publish makes n bytes that were read into the tail part of the log.
-func (l *outputLog) publish(tail *slab, fresh bool, stream, n int) {
+func (l *Log) publish(tail *slab, fresh bool, stream, n int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if fresh {
@@ -154,14 +161,14 @@ func (l *outputLog) publish(tail *slab, fresh bool, stream, n int) {
 	l.broadcast()
 }
 
-func (l *outputLog) account(n int) {
+func (l *Log) account(n int) {
 	l.memory.Add(int64(n))
 	l.budget.memory.Add(int64(n))
 }
 
 // relieve takes the oldest slab out of memory: to disk if possible, else by
 // dropping it. It reports whether it did. Needs writing.
-func (l *outputLog) relieve() bool {
+func (l *Log) relieve() bool {
 	l.mu.Lock()
 	i := slices.IndexFunc(l.slabs, func(s *slab) bool { return s.buf != nil })
 	if i < 0 {
@@ -185,7 +192,7 @@ func (l *outputLog) relieve() bool {
 }
 
 // store writes a slab to disk, in place of the oldest one there if need be.
-func (l *outputLog) store(s *slab) (slot int, ok bool) {
+func (l *Log) store(s *slab) (slot int, ok bool) {
 	if l.spill == nil && !l.noSpill && l.maxSlots > 0 {
 		file, err := newSpillFile(l.budget, l.maxSlab, l.maxSlots)
 		l.noSpill = err != nil
@@ -212,7 +219,7 @@ func (l *outputLog) store(s *slab) (slot int, ok bool) {
 }
 
 // dropSpilled drops the oldest slab if it is on disk.
-func (l *outputLog) dropSpilled() bool {
+func (l *Log) dropSpilled() bool {
 	l.mu.Lock()
 	oldest := l.slabs[0]
 	l.mu.Unlock()
@@ -221,7 +228,7 @@ func (l *outputLog) dropSpilled() bool {
 
 // dropThrough drops all slabs up to and including s, if no lossless reader
 // waits for one of them. Needs writing.
-func (l *outputLog) dropThrough(s *slab) bool {
+func (l *Log) dropThrough(s *slab) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.unreadFrom() < s.end() {
@@ -242,7 +249,7 @@ func (l *outputLog) dropThrough(s *slab) bool {
 }
 
 // remove frees what a slab uses. Needs writing and mu.
-func (l *outputLog) remove(s *slab) {
+func (l *Log) remove(s *slab) {
 	s.gone = true
 	if s.slot >= 0 {
 		l.spill.put(s.slot)
@@ -257,7 +264,7 @@ func (l *outputLog) remove(s *slab) {
 
 // unreadFrom returns the first offset that must be kept for a lossless
 // reader. Needs mu.
-func (l *outputLog) unreadFrom() int64 {
+func (l *Log) unreadFrom() int64 {
 	from := l.end
 	for r := range l.lossless {
 		from = min(from, r.pos)
@@ -265,9 +272,9 @@ func (l *outputLog) unreadFrom() int64 {
 	return from
 }
 
-// shrink takes everything out of memory, to disk as far as possible, and
+// Shrink takes everything out of memory, to disk as far as possible, and
 // returns how many bytes that gave.
-func (l *outputLog) shrink() int64 {
+func (l *Log) Shrink() int64 {
 	l.writing.Lock()
 	defer l.writing.Unlock()
 	before := l.memory.Load()
@@ -277,19 +284,19 @@ func (l *outputLog) shrink() int64 {
 	return before - l.memory.Load()
 }
 
-// tryDropAll drops all bytes that no lossless reader waits for. It does
+// TryDropAll drops all bytes that no lossless reader waits for. It does
 // nothing if the log is being written, so that it may be called while another
 // log is.
-func (l *outputLog) tryDropAll() {
+func (l *Log) TryDropAll() {
 	if l.writing.TryLock() {
 		defer l.writing.Unlock()
 		l.dropAll()
 	}
 }
 
-// forget is for a log that nobody can attach to any more: its bytes go as
+// Forget is for a log that nobody can attach to any more: its bytes go as
 // soon as no lossless reader waits for them.
-func (l *outputLog) forget() {
+func (l *Log) Forget() {
 	l.writing.Lock()
 	defer l.writing.Unlock()
 	l.mu.Lock()
@@ -299,7 +306,7 @@ func (l *outputLog) forget() {
 }
 
 // dropAll drops all bytes that no lossless reader waits for. Needs writing.
-func (l *outputLog) dropAll() {
+func (l *Log) dropAll() {
 	l.mu.Lock()
 	var last *slab
 	for _, s := range l.slabs {
@@ -319,24 +326,32 @@ func (l *outputLog) dropAll() {
 	}
 }
 
-// onDisk reports whether the log has a spill file.
-func (l *outputLog) onDisk() bool {
+// OnDisk reports whether the log has a spill file.
+func (l *Log) OnDisk() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.spill != nil
 }
 
-// setExit records the leader's end, once.
-func (l *outputLog) setExit(exit nestbox.Exit) {
+// End records the leader's end, once, after drain has moved into the log what
+// the leader had written before; drain's fill is Fill under the lock that End
+// holds, so that no other writer comes between.
+func (l *Log) End(exit nestbox.Exit, drain func(fill func(stream int, read func([]byte) (int, error)) (int, error))) {
+	l.writing.Lock()
+	defer l.writing.Unlock()
+	drain(l.fillLocked)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.exit, l.exitAt = &exit, l.end
 	l.broadcast()
 }
 
-// closeStream notes that a stream is at its end, and reports whether it was
+// Memory returns how many bytes the log has in memory.
+func (l *Log) Memory() int64 { return l.memory.Load() }
+
+// CloseStream notes that a stream is at its end, and reports whether it was
 // the last one. The tail then gives back what it does not use.
-func (l *outputLog) closeStream() bool {
+func (l *Log) CloseStream() bool {
 	l.writing.Lock()
 	defer l.writing.Unlock()
 	l.mu.Lock()
@@ -355,8 +370,8 @@ func (l *outputLog) closeStream() bool {
 	return true
 }
 
-// abort ends all readers and pumps.
-func (l *outputLog) abort() {
+// Abort ends all readers and pumps.
+func (l *Log) Abort() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.aborted = true
@@ -364,19 +379,19 @@ func (l *outputLog) abort() {
 	l.makeRoom()
 }
 
-// state returns what the record shows.
-func (l *outputLog) state() (nestbox.OutputState, *nestbox.Exit) {
+// State returns what the record shows.
+func (l *Log) State() (nestbox.OutputState, *nestbox.Exit) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return nestbox.OutputState{
 		Start: l.start, End: l.end,
-		Stdout: l.written[stdout], Stderr: l.written[stderr],
+		Stdout: l.written[Stdout], Stderr: l.written[Stderr],
 		Closed: l.open == 0,
 	}, l.exit
 }
 
 // broadcast wakes all who wait for a change. Needs mu.
-func (l *outputLog) broadcast() {
+func (l *Log) broadcast() {
 	if l.changed != nil {
 		close(l.changed)
 		l.changed = nil
@@ -384,16 +399,16 @@ func (l *outputLog) broadcast() {
 }
 
 // makeRoom wakes the pumps that wait for a lossless reader. Needs mu.
-func (l *outputLog) makeRoom() {
+func (l *Log) makeRoom() {
 	if l.room != nil {
 		close(l.room)
 		l.room = nil
 	}
 }
 
-// waitRoom waits until the lossless readers are near enough to the end for
+// WaitRoom waits until the lossless readers are near enough to the end for
 // more to be read. It reports false when the daemon stops.
-func (l *outputLog) waitRoom() bool {
+func (l *Log) WaitRoom() bool {
 	for {
 		l.mu.Lock()
 		if l.aborted {
@@ -401,7 +416,7 @@ func (l *outputLog) waitRoom() bool {
 			return false
 		}
 		window := l.maxMemory
-		if l.budget.overMemory() {
+		if l.budget.OverMemory() {
 			window = int64(l.maxSlab) / 4
 		}
 		if l.end-l.unreadFrom() < window {

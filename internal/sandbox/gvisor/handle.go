@@ -18,22 +18,22 @@ import (
 	"github.com/nestbox/nestbox/internal/sandbox"
 )
 
-// record is what a later Driver needs to take up a running sandbox. A sandbox
+// handle is what a later Driver needs to take up a running sandbox. A sandbox
 // without one never ran, as far as anybody was told.
-type record struct {
+type handle struct {
 	Sentry   pidfd.Process
 	Gofer    pidfd.Process
 	MemoryMB int
 }
 
 const (
-	recordFile  = "record.json"
+	handleFile  = "record.json"
 	destroyFile = "destroy" // is there from the beginning of Destroy on
 )
 
-// writeRecord records the sandbox that runsc just started.
-func (d *Driver) writeRecord(spec sandbox.Spec) error {
-	rec := record{MemoryMB: spec.Resources.MemoryMB}
+// writeHandle records the sandbox that runsc just started.
+func (d *Driver) writeHandle(spec sandbox.Spec) error {
+	rec := handle{MemoryMB: spec.Resources.MemoryMB}
 	var state struct {
 		GoferPID int `json:"goferPid"`
 		Sandbox  struct {
@@ -58,13 +58,13 @@ func (d *Driver) writeRecord(spec sandbox.Spec) error {
 	if text, err = json.Marshal(rec); err != nil {
 		return err
 	}
-	path := filepath.Join(d.bundle(spec.ID), recordFile)
+	path := filepath.Join(d.bundle(spec.ID), handleFile)
 	return durable.WriteFile(path, text, 0o600)
 }
 
-func (d *Driver) readRecord(id string) (record, error) {
-	var rec record
-	text, err := os.ReadFile(filepath.Join(d.bundle(id), recordFile))
+func (d *Driver) readHandle(id string) (handle, error) {
+	var rec handle
+	text, err := os.ReadFile(filepath.Join(d.bundle(id), handleFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return rec, nestbox.Errorf(nestbox.CodeNotFound, "sandbox %s does not run", id)
 	}
@@ -72,7 +72,7 @@ func (d *Driver) readRecord(id string) (record, error) {
 		err = json.Unmarshal(text, &rec)
 	}
 	if err != nil {
-		return rec, nestbox.Errorf(nestbox.CodeInternal, "read the record of sandbox %s: %w", id, err)
+		return rec, nestbox.Errorf(nestbox.CodeInternal, "read the handle of sandbox %s: %w", id, err)
 	}
 	return rec, nil
 }
@@ -110,7 +110,7 @@ func (d *Driver) removeAll(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	if rec, err := d.readRecord(id); err == nil {
+	if rec, err := d.readHandle(id); err == nil {
 		killed = append(killed, rec.Sentry.PID, rec.Gofer.PID)
 	}
 	for _, pid := range killed {
@@ -135,7 +135,7 @@ func (d *Driver) removeAll(ctx context.Context, id string) error {
 		return err
 	}
 	// Before the mark of Destroy: see destroyed.
-	if err := os.Remove(filepath.Join(bundle, recordFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := os.Remove(filepath.Join(bundle, handleFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return os.RemoveAll(bundle)
@@ -147,7 +147,7 @@ func (d *Driver) destroyed(id string) bool {
 		return true
 	}
 	// The mark may have gone again, with the rest.
-	_, err := os.Stat(filepath.Join(d.bundle(id), recordFile))
+	_, err := os.Stat(filepath.Join(d.bundle(id), handleFile))
 	return err != nil
 }
 

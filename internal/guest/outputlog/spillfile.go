@@ -1,4 +1,4 @@
-package envd
+package outputlog
 
 import (
 	"encoding/binary"
@@ -18,18 +18,18 @@ type spillFile struct {
 	maxSlots int
 	slots    int   // that the file has
 	free     []int // of these
-	budget   *budget
+	budget   *Budget
 	scratch  []byte // runs on their way to the file
 }
 
 // newSpillFile makes the file. It has no name, so that it is gone with the
 // daemon.
-func newSpillFile(b *budget, slotSize int, maxSlots int) (*spillFile, error) {
-	fd, err := unix.Open(b.dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+func newSpillFile(b *Budget, slotSize int, maxSlots int) (*spillFile, error) {
+	fd, err := unix.Open(b.limits.Dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
 	if err == nil {
 		return &spillFile{file: os.NewFile(uintptr(fd), "spilled output"), slotSize: int64(slotSize), maxSlots: maxSlots, budget: b}, nil
 	}
-	file, err := os.CreateTemp(b.dir, "nestbox-output-*")
+	file, err := os.CreateTemp(b.limits.Dir, "nestbox-output-*")
 	if err != nil {
 		return nil, fmt.Errorf("make a file for spilled output: %w", err)
 	}

@@ -21,6 +21,10 @@ type Capsule struct {
 	StartedAt    time.Time // zero until it first ran
 	LastActiveAt time.Time
 	UpdatedAt    time.Time
+
+	// UnresponsiveSince is since when the daemon of a running capsule has not
+	// answered; zero = it does. It is asked of the host and not kept.
+	UnresponsiveSince time.Time
 }
 
 // CapsuleSpec is every setting of a capsule: what a caller asks for, what the

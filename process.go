@@ -29,6 +29,10 @@ const (
 	MaxSpecBytes = 1 << 20   // command, arguments and environment together
 	MaxTagBytes  = 64
 	MaxStdin     = 4 << 20 // one WriteStdin
+
+	// MaxListedArgs is how many bytes of a process's arguments a list shows; Get
+	// has them all.
+	MaxListedArgs = 4 << 10
 )
 
 var tagPattern = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._:@-]{0,63}$`)
@@ -124,6 +128,7 @@ type Process struct {
 	Tag       string
 	Cmd       string
 	Args      []string
+	ArgsCut   bool // in a list: there are more, or longer, arguments than Args has
 	Cwd       string
 	User      string
 	Stdin     bool // standard input is open for WriteStdin

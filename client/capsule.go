@@ -176,6 +176,9 @@ type capsuleBody struct {
 	StartedAt    time.Time         `json:"started_at"`
 	LastActiveAt time.Time         `json:"last_active_at"`
 	LastUpdated  time.Time         `json:"last_updated"`
+	Unresponsive struct {
+		Since time.Time `json:"since"`
+	} `json:"unresponsive"`
 }
 
 func (b capsuleBody) domain() nestbox.Capsule {
@@ -193,5 +196,7 @@ func (b capsuleBody) domain() nestbox.Capsule {
 		StartedAt:    b.StartedAt,
 		LastActiveAt: b.LastActiveAt,
 		UpdatedAt:    b.LastUpdated,
+
+		UnresponsiveSince: b.Unresponsive.Since,
 	}
 }

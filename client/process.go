@@ -304,6 +304,7 @@ type processBody struct {
 	Tag       string    `json:"tag"`
 	Cmd       string    `json:"cmd"`
 	Args      []string  `json:"args"`
+	ArgsCut   bool      `json:"args_cut"`
 	Cwd       string    `json:"cwd"`
 	User      string    `json:"user"`
 	Stdin     bool      `json:"stdin"`
@@ -327,7 +328,7 @@ type exitBody struct {
 
 func (b processBody) domain() nestbox.Process {
 	proc := nestbox.Process{
-		ID: nestbox.ProcessID(b.ID), PID: b.PID, Tag: b.Tag, Cmd: b.Cmd, Args: b.Args, Cwd: b.Cwd, User: b.User, Stdin: b.Stdin, StartedAt: b.StartedAt,
+		ID: nestbox.ProcessID(b.ID), PID: b.PID, Tag: b.Tag, Cmd: b.Cmd, Args: b.Args, ArgsCut: b.ArgsCut, Cwd: b.Cwd, User: b.User, Stdin: b.Stdin, StartedAt: b.StartedAt,
 		Output: nestbox.OutputState{
 			Start: b.Output.Start, End: b.Output.End,
 			Stdout: b.Output.StdoutBytes, Stderr: b.Output.StderrBytes, Closed: b.Output.Closed,

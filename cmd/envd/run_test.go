@@ -66,7 +66,7 @@ func TestRun(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, nestbox.Version, info.Version)
 	_, err = newClient(t, port, "wrong").Ping(t.Context())
-	require.Equal(t, nestbox.CodeUnauthenticated, nestbox.CodeOf(err))
+	require.Equal(t, nestbox.CodeGuest, nestbox.CodeOf(err))
 	p, reader, err := c.Processes().Start(t.Context(), nestbox.ProcessSpec{Cmd: "sleep", Args: []string{"1000"}}, &guest.Attach{})
 	require.NoError(t, err)
 	defer reader.Close()

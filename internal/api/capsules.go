@@ -26,12 +26,21 @@ type capsule struct {
 	LastActiveAt *time.Time        `json:"last_active_at,omitempty"`
 	LastUpdated  time.Time         `json:"last_updated"`
 	Metadata     map[string]string `json:"metadata,omitempty"`
+	Unresponsive *unresponsive     `json:"unresponsive,omitempty" doc:"Its daemon does not answer: something inside has stopped or replaced it, or it has no time to run"`
+}
+
+type unresponsive struct {
+	Since time.Time `json:"since"`
 }
 
 func toCapsule(c nestbox.Capsule) capsule {
 	state := c.State
 	if state == nestbox.StateStopping {
 		state = nestbox.StateStopped
+	}
+	var frozen *unresponsive
+	if !c.UnresponsiveSince.IsZero() {
+		frozen = &unresponsive{Since: c.UnresponsiveSince.UTC()}
 	}
 	return capsule{
 		ID:           c.ID,
@@ -48,6 +57,7 @@ func toCapsule(c nestbox.Capsule) capsule {
 		LastActiveAt: optional(seconds(c.LastActiveAt)),
 		LastUpdated:  seconds(c.UpdatedAt),
 		Metadata:     c.Metadata,
+		Unresponsive: frozen,
 	}
 }
 
@@ -173,7 +183,7 @@ func (s *server) listCapsules(ctx context.Context, caller control.Caller, in *li
 }
 
 func (s *server) getCapsule(ctx context.Context, caller control.Caller, in *CapsulePath) (*capsuleOutput, error) {
-	c, err := s.control.Capsules.Get(ctx, caller, in.ID)
+	c, err := s.control.Capsules.Look(ctx, caller, in.ID)
 	if err != nil {
 		return nil, err
 	}

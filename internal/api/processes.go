@@ -27,6 +27,7 @@ type process struct {
 	Tag       string     `json:"tag"`
 	Cmd       string     `json:"cmd"`
 	Args      []string   `json:"args,omitempty"`
+	ArgsCut   bool       `json:"args_cut,omitempty" doc:"In a list: args has only the first 4 KiB of the arguments"`
 	Cwd       string     `json:"cwd"`
 	User      string     `json:"user"`
 	State     string     `json:"state" enum:"running,exited"`
@@ -54,7 +55,7 @@ type output struct {
 
 func toProcess(p nestbox.Process) process {
 	out := process{
-		ID: p.ID.String(), PID: p.PID, Tag: p.Tag, Cmd: p.Cmd, Args: p.Args, Cwd: p.Cwd, User: p.User,
+		ID: p.ID.String(), PID: p.PID, Tag: p.Tag, Cmd: p.Cmd, Args: p.Args, ArgsCut: p.ArgsCut, Cwd: p.Cwd, User: p.User,
 		State: "running", Stdin: p.Stdin, StartedAt: p.StartedAt.UTC(),
 		Output: output{Start: p.Output.Start, End: p.Output.End, Stdout: p.Output.Stdout, Stderr: p.Output.Stderr, Closed: p.Output.Closed},
 	}

@@ -107,6 +107,7 @@ type processJSON struct {
 	Tag       string     `json:"tag"`
 	Cmd       string     `json:"cmd"`
 	Args      []string   `json:"args,omitempty"`
+	ArgsCut   bool       `json:"args_cut,omitempty"`
 	Cwd       string     `json:"cwd"`
 	User      string     `json:"user"`
 	State     string     `json:"state"`
@@ -133,7 +134,7 @@ type outputJSON struct {
 
 func processView(p nestbox.Process) processJSON {
 	v := processJSON{
-		ID: p.ID.String(), PID: p.PID, Tag: p.Tag, Cmd: p.Cmd, Args: p.Args, Cwd: p.Cwd, User: p.User,
+		ID: p.ID.String(), PID: p.PID, Tag: p.Tag, Cmd: p.Cmd, Args: p.Args, ArgsCut: p.ArgsCut, Cwd: p.Cwd, User: p.User,
 		State: "running", Stdin: p.Stdin, StartedAt: p.StartedAt,
 		Output: outputJSON{p.Output.Start, p.Output.End, p.Output.Stdout, p.Output.Stderr, p.Output.Closed},
 	}

@@ -20,6 +20,7 @@ const (
 	createIn  = time.Minute
 	destroyIn = time.Minute
 	cleanUpIn = 30 * time.Second // after a failed create
+	lookIn    = 2 * time.Second  // at what the host knows
 )
 
 // activeStep is how exactly Capsule.LastActiveAt is kept.
@@ -101,6 +102,22 @@ func (c *Capsules) abandon(ctx context.Context, id string, cause error) error {
 		c.cfg.Log.Warn("cleaning up after a failed create; the reconciler will", keyCapsule, id, keyError, err)
 	}
 	return cause
+}
+
+// Look is Get, with what its host knows of it now.
+func (c *Capsules) Look(ctx context.Context, by Caller, id string) (nestbox.Capsule, error) {
+	capsule, err := c.Get(ctx, by, id)
+	if err != nil || capsule.State != nestbox.StateRunning {
+		return capsule, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookIn)
+	defer cancel()
+	status, err := c.cfg.Host.Get(ctx, id)
+	if err != nil {
+		return capsule, nil // what is stored is an answer too
+	}
+	capsule.UnresponsiveSince = status.UnresponsiveSince
+	return capsule, nil
 }
 
 // Get returns a capsule, also one that has come to its end.

@@ -14,6 +14,9 @@ import (
 // Exec keeps.
 const MaxExecOutput = 32 << 20
 
+// overdue is how long the end of a process is waited for after its time was up.
+const overdue = 15 * time.Second
+
 // ExecResult is a process that ran to its end.
 type ExecResult struct {
 	Process        nestbox.Process // as started, with its Exit
@@ -31,6 +34,12 @@ func (p *Processes) Exec(ctx context.Context, by Caller, id string, spec nestbox
 	procs, err := p.of(ctx, by, id)
 	if err != nil {
 		return ExecResult{}, err
+	}
+	if spec.Timeout > 0 { // which is for the capsule's daemon to keep, and not believed
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, spec.Timeout+overdue, nestbox.Errorf(nestbox.CodeTimeout,
+			"the process did not end although its time was up"))
+		defer cancel()
 	}
 	begun := p.cfg.Now()
 	proc, reader, err := procs.Start(ctx, spec, &guest.Attach{Lossless: true})
@@ -121,6 +130,9 @@ func (c *collector) take(event nestbox.OutputEvent) bool {
 // endOf is the error of a context that has ended.
 func endOf(ctx context.Context) error {
 	err := ctx.Err()
+	if cause, ok := errors.AsType[*nestbox.Error](context.Cause(ctx)); ok {
+		return cause
+	}
 	if errors.Is(err, context.DeadlineExceeded) {
 		return &nestbox.Error{Code: nestbox.CodeTimeout, Message: "the time for the request ran out; the process goes on", Err: err}
 	}

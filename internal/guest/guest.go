@@ -65,7 +65,8 @@ type Processes interface {
 	Start(ctx context.Context, spec nestbox.ProcessSpec, attach *Attach) (nestbox.Process, OutputReader, error)
 
 	// List returns the live processes, or with all also the remembered ones,
-	// in the order of their start.
+	// in the order of their start. Of arguments a record has at most
+	// nestbox.MaxListedArgs bytes, or less if there are very many records.
 	List(ctx context.Context, all bool) ([]nestbox.Process, error)
 
 	// Get returns one record. CodeNotFound if nothing is known by sel.

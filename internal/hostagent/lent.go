@@ -24,12 +24,9 @@ func (l lent) Dial(ctx context.Context, port uint16) (net.Conn, error) {
 	if port == sandbox.EnvdPort {
 		return nil, nestbox.Errorf(nestbox.CodeDenied, "port %d belongs to the capsule's daemon", port)
 	}
-	conn, err := l.sandbox.Dial(ctx, port)
+	conn, err := l.DialPast(ctx, func(ctx context.Context) (net.Conn, error) { return l.sandbox.Dial(ctx, port) })
 	if errors.Is(err, syscall.ECONNREFUSED) {
 		return l.Client.Dial(ctx, port)
 	}
-	if err != nil {
-		return nil, err
-	}
-	return l.Adopt(conn)
+	return conn, err
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"path/filepath"
@@ -65,9 +66,19 @@ type entry struct {
 	access *access            // nil unless it runs
 }
 
+// status is what others see of the entry. Needs Manager.mu.
+func (c *entry) status() Status {
+	s := c.rec.status()
+	if c.access != nil {
+		s.UnresponsiveSince = c.access.guest.FrozenSince()
+	}
+	return s
+}
+
 // access is a running sandbox and the way into it.
 type access struct {
 	sandbox sandbox.Sandbox
+	closed  chan struct{}
 	guest   *guestrpc.Client // a sandbox that ends sends no FIN: it is closed then
 }
 
@@ -185,25 +196,54 @@ func (m *Manager) newAccess(sb sandbox.Sandbox, token string) *access {
 		Dial:   func(ctx context.Context) (net.Conn, error) { return sb.Dial(ctx, sandbox.EnvdPort) },
 		Header: http.Header{guestrpc.TokenHeader: {token}},
 	})
-	return &access{sandbox: sb, guest: client}
+	return &access{sandbox: sb, closed: make(chan struct{}), guest: client}
 }
 
+// close is called once, by who takes the access out of its entry.
 func (b *access) close() error {
+	close(b.closed)
 	b.guest.Close()
 	return b.sandbox.Close()
 }
 
-// watch marks c dead when its sandbox ends by itself.
+// How often the daemon of a capsule is asked whether it lives, unless it has
+// shown that lately: seldom, since that costs an idle capsule a wake-up, and
+// often once it did not answer.
+const (
+	lookEvery      = 30 * time.Second
+	lookAgainEvery = 5 * time.Second
+)
+
+// watch marks c dead when its sandbox ends by itself, and sees whether its daemon
+// answers.
 func (m *Manager) watch(c *entry, b *access) {
-	m.running.Add(1)
-	go func() {
-		defer m.running.Done()
-		select {
-		case <-m.ctx.Done():
-		case <-b.sandbox.Done():
-			m.bury(c, b)
+	m.running.Go(func() {
+		look := time.NewTimer(rand.N(lookEvery))
+		defer look.Stop()
+		frozen := false
+		for {
+			select {
+			case <-m.ctx.Done():
+				return
+			case <-b.closed:
+				return
+			case <-b.sandbox.Done():
+				m.bury(c, b)
+				return
+			case <-look.C:
+			}
+			since := b.guest.Look(m.ctx)
+			if now := !since.IsZero(); now != frozen {
+				frozen = now
+				m.cfg.Log.Warn("a capsule's daemon", keyCapsule, c.rec.ID, "answers", !frozen)
+			}
+			if frozen {
+				look.Reset(lookAgainEvery)
+			} else {
+				look.Reset(lookEvery)
+			}
 		}
-	}()
+	})
 }
 
 // bury marks a capsule dead, unless somebody is destroying it: then its end is
@@ -248,7 +288,7 @@ func (m *Manager) Get(_ context.Context, id string) (Status, error) {
 	if !ok {
 		return Status{}, unknown(id)
 	}
-	return c.rec.status(), nil
+	return c.status(), nil
 }
 
 // List implements Host.
@@ -257,7 +297,7 @@ func (m *Manager) List(context.Context) ([]Status, error) {
 	defer m.mu.Unlock()
 	out := make([]Status, 0, len(m.capsules))
 	for _, c := range m.capsules {
-		out = append(out, c.rec.status())
+		out = append(out, c.status())
 	}
 	slices.SortFunc(out, func(a, b Status) int { return strings.Compare(a.ID, b.ID) })
 	return out, nil
@@ -286,7 +326,7 @@ func (m *Manager) WatchDeaths(ctx context.Context, died func(Status)) error {
 		var dead []Status
 		for id, c := range m.capsules {
 			if c.rec.State == StateDead && !told[id] {
-				dead = append(dead, c.rec.status())
+				dead = append(dead, c.status())
 			}
 		}
 		for id := range told { // ids never come back, so what is gone need not be remembered

@@ -18,8 +18,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -123,18 +123,67 @@ type NS struct{ f *os.File }
 // Close lets go of the namespace. Connections made through it live on.
 func (n *NS) Close() error { return n.f.Close() }
 
-// Dial connects to a TCP port of the sandbox.
+// Dial connects to a TCP port of the sandbox. Only the socket is made in the
+// namespace, on a thread of its own that ends with that; the connection is waited
+// for by the poller. A connection that ctx gives up is closed.
 func (n *NS) Dial(ctx context.Context, port uint16) (net.Conn, error) {
-	var conn net.Conn
+	fd := -1
 	err := OnThread(func() (err error) {
 		if err := unix.Setns(int(n.f.Fd()), unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("enter the network namespace: %w", err)
 		}
-		// A socket belongs to the namespace of the thread that makes it; with a
-		// literal address the dialer makes it on this one.
-		var d net.Dialer
-		conn, err = d.DialContext(ctx, "tcp4", net.JoinHostPort(GuestAddr.String(), strconv.Itoa(int(port))))
-		return err
+		fd, err = unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+		return os.NewSyscallError("socket", err)
 	})
-	return conn, err
+	if err != nil {
+		return nil, err
+	}
+	address := netip.AddrPortFrom(GuestAddr, port)
+	conn, err := connectSocket(ctx, fd, address)
+	if err != nil {
+		return nil, &net.OpError{Op: "dial", Net: "tcp", Addr: net.TCPAddrFromAddrPort(address), Err: err}
+	}
+	return conn, nil
+}
+
+// connectSocket connects a non-blocking socket, which it takes over.
+func connectSocket(ctx context.Context, fd int, to netip.AddrPort) (net.Conn, error) {
+	err := unix.Connect(fd, &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()})
+	file := os.NewFile(uintptr(fd), "connection to a sandbox") // in the poller, since it is non-blocking
+	defer file.Close()                                         // net.FileConn has a copy
+	if errors.Is(err, unix.EINPROGRESS) {
+		err = awaitConnected(ctx, file)
+	}
+	if err != nil {
+		return nil, os.NewSyscallError("connect", err)
+	}
+	return net.FileConn(file)
+}
+
+// awaitConnected waits until a socket that is being connected is, has failed, or
+// ctx ends.
+func awaitConnected(ctx context.Context, file *os.File) error {
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	defer context.AfterFunc(ctx, func() { _ = file.SetWriteDeadline(time.Unix(1, 0)) })()
+	var result error
+	err = raw.Write(func(fd uintptr) bool {
+		code, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
+		switch {
+		case err != nil:
+			result = err
+		case code != 0:
+			result = unix.Errno(code)
+		default: // connected, or on its way: the first look comes before any wait
+			_, err := unix.Getpeername(int(fd))
+			return !errors.Is(err, unix.ENOTCONN)
+		}
+		return true
+	})
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return errors.Join(err, result)
 }

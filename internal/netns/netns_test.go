@@ -2,6 +2,7 @@ package netns_test
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/netip"
@@ -9,6 +10,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -194,4 +197,72 @@ func TestOnThread(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, before, after)
 	}
+}
+
+// TestDialPinsNoThread waits for connections that nothing accepts, by the
+// hundred: they cost no thread each, and end when they are given up.
+func TestDialPinsNoThread(t *testing.T) {
+	t.Parallel()
+	d := newDir(t)
+	require.NoError(t, d.Create("a"))
+	t.Cleanup(func() { require.NoError(t, d.Remove("a")) })
+	// A listener whose backlog is full: what comes then is neither accepted nor
+	// refused.
+	var port uint16
+	inside(t, d.Inner("a"), func() error {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		t.Cleanup(func() { _ = unix.Close(fd) })
+		if err := errors.Join(unix.Bind(fd, &unix.SockaddrInet4{Addr: netns.GuestAddr.As4()}), unix.Listen(fd, 1)); err != nil {
+			return err
+		}
+		bound, err := unix.Getsockname(fd)
+		if err != nil {
+			return err
+		}
+		port = uint16(bound.(*unix.SockaddrInet4).Port)
+		return nil
+	})
+	ns, err := d.Open("a")
+	require.NoError(t, err)
+	defer ns.Close()
+	ctx, giveUp := context.WithCancel(t.Context())
+	defer giveUp()
+	const dials = 200
+	var dialled sync.WaitGroup
+	var connected atomic.Int64
+	for range dials {
+		dialled.Go(func() {
+			conn, err := ns.Dial(ctx, port)
+			if err == nil {
+				connected.Add(1)
+				_ = conn.Close()
+			} else if !errors.Is(err, context.Canceled) {
+				t.Errorf("%v", err)
+			}
+		})
+	}
+	require.Eventually(t, func() bool { return synSent(t, d) >= dials-10 }, time.Minute, 10*time.Millisecond, "connections on their way")
+	require.Less(t, threads(t), dials/2)
+	giveUp()
+	dialled.Wait()
+	require.Less(t, connected.Load(), int64(10))
+}
+
+// synSent counts the connections of the outer namespace that are on their way.
+func synSent(t *testing.T, d netns.Dir) (n int) {
+	inside(t, filepath.Join(string(d), "a"), func() error {
+		text, err := os.ReadFile("/proc/thread-self/net/tcp")
+		n = strings.Count(string(text), " 02 ")
+		return err
+	})
+	return n
+}
+
+func threads(t *testing.T) int {
+	entries, err := os.ReadDir("/proc/self/task")
+	require.NoError(t, err)
+	return len(entries)
 }

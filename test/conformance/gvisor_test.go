@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -96,7 +97,9 @@ func remote(t *testing.T, host hostagent.Host) *hostrpc.Client {
 }
 
 // crash kills the sentry of a capsule, as the host's OOM killer would.
-func crash(t *testing.T, id string) {
+func crash(t *testing.T, id string) { signalSentry(t, id, syscall.SIGKILL) }
+
+func signalSentry(t *testing.T, id string, sig syscall.Signal) {
 	t.Helper()
 	paths, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	require.NoError(t, err)
@@ -107,10 +110,42 @@ func crash(t *testing.T, id string) {
 		}
 		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(p)))
 		require.NoError(t, err)
-		require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
+		require.NoError(t, syscall.Kill(pid, sig))
 		return
 	}
 	require.FailNow(t, "no sentry found", id)
+}
+
+// TestFrozenSandbox stops a whole sandbox: calls say that it does not answer,
+// the host knows since when, it is well again when it goes on, and destroying a
+// frozen one waits for nothing.
+func TestFrozenSandbox(t *testing.T) {
+	t.Parallel()
+	host := newManager(t)
+	began := time.Now()
+	status, err := host.Create(t.Context(), nestbox.NewID(nestbox.PrefixCapsule), nestbox.CapsuleSpec{}.WithDefaults())
+	require.NoError(t, err)
+	g, err := host.Guest(t.Context(), status.ID)
+	require.NoError(t, err)
+	signalSentry(t, status.ID, syscall.SIGSTOP)
+	_, err = g.Processes().List(t.Context(), true)
+	require.Equal(t, nestbox.CodeTimeout, nestbox.CodeOf(err), "%v", err)
+	_, err = g.Dial(t.Context(), 80)
+	require.Equal(t, nestbox.CodeTimeout, nestbox.CodeOf(err), "%v", err)
+	frozen, err := host.Get(t.Context(), status.ID)
+	require.NoError(t, err)
+	require.Equal(t, hostagent.StateRunning, frozen.State)
+	require.True(t, frozen.UnresponsiveSince.After(began))
+
+	signalSentry(t, status.ID, syscall.SIGCONT)
+	_, err = g.Processes().List(t.Context(), true)
+	require.NoError(t, err)
+	well, err := host.Get(t.Context(), status.ID)
+	require.NoError(t, err)
+	require.True(t, well.UnresponsiveSince.IsZero())
+
+	signalSentry(t, status.ID, syscall.SIGSTOP)
+	require.NoError(t, host.Destroy(t.Context(), status.ID))
 }
 
 func TestHost(t *testing.T) {

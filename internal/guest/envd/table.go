@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -276,10 +277,28 @@ func (t *table) List(_ context.Context, all bool) ([]nestbox.Process, error) {
 	records := make([]nestbox.Process, 0, len(processes))
 	for _, p := range processes {
 		if r := p.record(); all || r.Running() {
+			r.Args, r.ArgsCut = cutArgs(r.Args, min(nestbox.MaxListedArgs, maxListedArgs/len(processes)))
 			records = append(records, r)
 		}
 	}
 	return records, nil
+}
+
+// maxListedArgs bounds the arguments of all records of a list, in bytes.
+const maxListedArgs = 8 << 20
+
+// cutArgs returns the first arguments, as far as there is room for them.
+func cutArgs(args []string, room int) (_ []string, cut bool) {
+	for i, arg := range args {
+		if room -= len(arg) + 1; room < 0 {
+			kept := slices.Clone(args[:i])
+			if left := room + len(arg); left > 0 {
+				kept = append(kept, strings.ToValidUTF8(arg[:left], ""))
+			}
+			return kept, true
+		}
+	}
+	return args, false
 }
 
 // Get returns one record.

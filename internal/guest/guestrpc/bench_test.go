@@ -30,6 +30,8 @@ func (f *flood) Next(ctx context.Context) (nestbox.OutputEvent, error) {
 		f.at += int64(len(f.data))
 		return nestbox.OutputEvent{Kind: nestbox.EventData, Stream: nestbox.Stdout, Offset: f.at - int64(len(f.data)), Data: f.data}, nil
 	case f.left == 0:
+		return nestbox.OutputEvent{Kind: nestbox.EventExit, Offset: f.at, Exit: anExit()}, nil
+	case f.left == -1:
 		return nestbox.OutputEvent{Kind: nestbox.EventClosed, Offset: f.at}, nil
 	}
 	return nestbox.OutputEvent{}, io.EOF

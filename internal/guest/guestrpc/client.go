@@ -16,16 +16,14 @@ import (
 	guestv1 "github.com/nestbox/nestbox/gen/nestbox/guest/v1"
 	"github.com/nestbox/nestbox/gen/nestbox/guest/v1/guestv1connect"
 	"github.com/nestbox/nestbox/internal/guest"
-	"github.com/nestbox/nestbox/internal/rpcerr"
 )
 
 // baseURL is where every guest is; ClientConfig.Dial decides which it is.
 const baseURL = "http://guest"
 
 const (
-	// dialTimeout bounds the making of one connection, which may go on after
-	// the call that asked for it has ended.
-	dialTimeout = 10 * time.Second
+	// dialTimeout bounds the making of one connection.
+	dialTimeout = 8 * time.Second
 
 	// idleFor is how long an unused connection is kept. The server must keep
 	// it longer.
@@ -36,7 +34,11 @@ const (
 
 	// bufferSize is that of a connection's two buffers. Large messages are
 	// read past them.
-	bufferSize = 64 << 10
+	bufferSize = 4 << 10
+
+	// kernelBuffer bounds what the kernel holds of a connection's answers, while
+	// a reader is slow; it would grow to tens of megabytes.
+	kernelBuffer = 512 << 10
 )
 
 // ClientConfig is what a Client needs.
@@ -57,13 +59,22 @@ type Client struct {
 	rpc       guestv1connect.GuestServiceClient
 	silentFor time.Duration
 	info      atomic.Pointer[guest.Info] // nil until the daemon was asked
+	pulse     pulse
+	looks     looks
+	inCalls   slots
+	inStreams slots
+	dialing   slots
 }
 
 var _ guest.Guest = (*Client)(nil)
 
 // NewClient returns a Client, which has no connection yet. Close it after use.
 func NewClient(cfg ClientConfig) *Client {
-	c := &Client{cfg: cfg, conns: newConnSet(), silentFor: silentFor}
+	c := &Client{
+		cfg: cfg, conns: newConnSet(), silentFor: silentFor,
+		looks:   looks{after: lookAfter, in: lookIn},
+		inCalls: newSlots(maxCalls), inStreams: newSlots(maxStreams), dialing: newSlots(maxDials),
+	}
 	c.transport = &http.Transport{
 		DialContext:            func(ctx context.Context, _, _ string) (net.Conn, error) { return c.dial(ctx) },
 		DisableCompression:     true,
@@ -72,24 +83,21 @@ func NewClient(cfg ClientConfig) *Client {
 		IdleConnTimeout:        idleFor,
 		ReadBufferSize:         bufferSize,
 		WriteBufferSize:        bufferSize,
-		MaxResponseHeaderBytes: 64 << 10,
+		MaxResponseHeaderBytes: 16 << 10,
 	}
 	httpClient := &http.Client{
-		Transport:     c.transport,
+		Transport:     boundedTransport{next: c.transport, large: newSlots(largeAnswers)},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
-	opts := append(options(), connecthttp.WithConditionalOptions(longLists))
+	opts := append(options(), connecthttp.WithConditionalOptions(answerBounds))
 	c.calls = connect.NewClient(connecthttp.NewTransport(httpClient, baseURL, opts...), sendHeader(cfg.Header))
 	c.rpc = guestv1connect.NewGuestServiceClient(c.calls)
 	return c
 }
 
-// longLists lets lists of processes be longer than other messages.
-func longLists(spec connect.Spec) []connecthttp.Option {
-	if spec.Procedure == guestv1connect.GuestServiceListProcedure {
-		return []connecthttp.Option{connecthttp.WithReadMaxBytes(maxList)}
-	}
-	return nil
+// answerBounds bounds each procedure's answers.
+func answerBounds(spec connect.Spec) []connecthttp.Option {
+	return []connecthttp.Option{connecthttp.WithReadMaxBytes(answerLimit(spec.Procedure))}
 }
 
 // sendHeader adds header to every call.
@@ -113,16 +121,18 @@ func (c *Client) Close() {
 	c.transport.CloseIdleConnections()
 }
 
-// Adopt makes a connection that was dialled past the daemon one of the client's,
-// so that it is cut with the others.
-func (c *Client) Adopt(conn net.Conn) (net.Conn, error) { return c.conns.add(conn) }
-
 // CloseIdleConnections closes the connections that are kept for later calls.
 func (c *Client) CloseIdleConnections() { c.transport.CloseIdleConnections() }
 
 func (c *Client) dial(ctx context.Context) (net.Conn, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, dialTimeout, nestbox.Errorf(nestbox.CodeGuest, "the capsule's daemon does not answer"))
+	if err := c.dialing.take("connections being made"); err != nil {
+		return nil, err
+	}
+	defer c.dialing.give()
+	ctx, cancel := withCall(ctx)
 	defer cancel()
+	ctx, cancelTimeout := context.WithTimeoutCause(ctx, dialTimeout, errUnresponsive)
+	defer cancelTimeout()
 	conn, err := c.cfg.Dial(ctx)
 	if err != nil {
 		if ctx.Err() != nil {
@@ -130,18 +140,47 @@ func (c *Client) dial(ctx context.Context) (net.Conn, error) {
 		}
 		return nil, fromWire(err)
 	}
+	if tcp, ok := conn.(interface{ SetReadBuffer(int) error }); ok {
+		_ = tcp.SetReadBuffer(kernelBuffer) // best effort: it is a bound on what the kernel holds
+	}
 	return c.conns.add(conn)
 }
 
-// fromWire returns what a call's error means to the caller.
-func fromWire(err error) error { return rpcerr.FromConnect(err, nestbox.CodeGuest) }
+// call makes one call that is answered with one message, within a time that the
+// daemon may take while it lives; 0 = as long as ctx allows.
+func call[Req, Res any](ctx context.Context, c *Client, most time.Duration, do func(context.Context, *Req) (*Res, error), req *Req) (*Res, error) {
+	if err := c.inCalls.take("calls"); err != nil {
+		return nil, err
+	}
+	defer c.inCalls.give()
+	guarded, g := c.guard(ctx)
+	defer g.release()
+	g.wait(most)
+	res, err := do(guarded, req)
+	if err != nil {
+		return nil, fromWire(orContext(guarded, err))
+	}
+	c.pulse.beat()
+	return res, nil
+}
 
 // Ping implements guest.Guest.
 func (c *Client) Ping(ctx context.Context) (guest.Info, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, lookAfter+lookIn, errUnresponsive)
+	defer cancel()
+	return c.ping(asCall(ctx))
+}
+
+// ping has no slot and no guard: it is what tells whether others wait in vain.
+func (c *Client) ping(ctx context.Context) (guest.Info, error) {
 	res, err := c.rpc.Ping(ctx, &guestv1.PingRequest{})
 	if err != nil {
-		return guest.Info{}, fromWire(err)
+		return guest.Info{}, fromWire(orContext(ctx, err))
 	}
+	if err := checkInfo(res); err != nil {
+		return guest.Info{}, err
+	}
+	c.pulse.beat()
 	info := infoFromWire(res)
 	c.info.Store(&info)
 	return info, nil
@@ -183,20 +222,71 @@ func (c *Client) Files() guest.Files { return files{c} }
 
 // Dial implements guest.Guest. The connection has CloseWrite.
 func (c *Client) Dial(ctx context.Context, port uint16) (net.Conn, error) {
-	conn, err := c.dial(ctx)
-	if err != nil {
+	return c.hold(func() (net.Conn, error) {
+		guarded, g := c.guard(ctx)
+		defer g.release()
+		g.wait(callIn)
+		conn, err := c.dial(guarded)
+		if err != nil {
+			return nil, err
+		}
+		tunnel, err := openTunnel(guarded, conn, port, c.cfg.Header)
+		if err != nil {
+			_ = conn.Close()
+			return nil, fromWire(orContext(guarded, err))
+		}
+		return tunnel, nil
+	})
+}
+
+// DialPast makes a connection to a port by dial, past the daemon. It is cut with
+// the others and counts among the client's streams, and dial has a time limit.
+// CodeExhausted: there are too many.
+func (c *Client) DialPast(ctx context.Context, dial func(context.Context) (net.Conn, error)) (net.Conn, error) {
+	return c.hold(func() (net.Conn, error) {
+		if err := c.dialing.take("connections being made"); err != nil {
+			return nil, err
+		}
+		defer c.dialing.give()
+		ctx, cancel := context.WithTimeoutCause(ctx, dialTimeout, nestbox.Errorf(nestbox.CodeTimeout, "the port does not accept connections"))
+		defer cancel()
+		conn, err := dial(ctx)
+		if err != nil && ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		if err != nil {
+			return nil, err
+		}
+		return c.conns.add(conn)
+	})
+}
+
+// hold makes a connection that counts as a stream until it is closed.
+func (c *Client) hold(open func() (net.Conn, error)) (net.Conn, error) {
+	if err := c.inStreams.take("streams"); err != nil {
 		return nil, err
 	}
-	tunnel, err := openTunnel(ctx, conn, port, c.cfg.Header)
+	conn, err := open()
 	if err != nil {
-		_ = conn.Close()
-		if ctx.Err() != nil {
-			err = context.Cause(ctx)
-		}
-		return nil, fromWire(err)
+		c.inStreams.give()
+		return nil, err
 	}
-	return tunnel, nil
+	return &heldConn{Conn: conn, give: sync.OnceFunc(c.inStreams.give)}, nil
 }
+
+type heldConn struct {
+	net.Conn
+	give func()
+}
+
+// Close implements net.Conn.
+func (h *heldConn) Close() error {
+	h.give()
+	return h.Conn.Close()
+}
+
+// CloseWrite ends the sending side.
+func (h *heldConn) CloseWrite() error { return closeWrite(h.Conn) }
 
 // connSet is the set of a client's open connections.
 type connSet struct {

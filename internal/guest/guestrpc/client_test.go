@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -101,16 +102,16 @@ func TestConnectionsAreUsedAgain(t *testing.T) {
 	g := &scripted{
 		ping: func(context.Context) (guest.Info, error) { return guest.Info{}, nil },
 		start: func(context.Context, nestbox.ProcessSpec, *guest.Attach) (nestbox.Process, guest.OutputReader, error) {
-			return nestbox.Process{PID: 7}, nil, nil
+			return aProcess(), nil, nil
 		},
 		attach: func(context.Context, nestbox.Selector, guest.Attach) (guest.OutputReader, error) {
 			return &flood{left: 1}, nil
 		},
 		read: func(context.Context, string) (io.ReadCloser, nestbox.FileInfo, error) {
-			return io.NopCloser(io.LimitReader(endless{}, 3<<20)), nestbox.FileInfo{}, nil
+			return io.NopCloser(io.LimitReader(endless{}, 3<<20)), aFile(), nil
 		},
 		list: func(context.Context, string, int) ([]nestbox.FileInfo, error) {
-			return make([]nestbox.FileInfo, 5), nil
+			return slices.Repeat([]nestbox.FileInfo{aFile()}, 5), nil
 		},
 	}
 	s := serve(t, g)

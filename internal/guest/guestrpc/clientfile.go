@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"sync"
 
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
@@ -24,21 +25,31 @@ func (f files) Read(ctx context.Context, path string) (io.ReadCloser, nestbox.Fi
 	if err := checkPath(path); err != nil {
 		return nil, nestbox.FileInfo{}, err
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	call := procedure(guestv1connect.GuestServiceReadFileProcedure, connect.StreamTypeServer)
-	stream, err := f.client.calls.CallServerStream(ctx, call, &guestv1.ReadFileRequest{Path: path})
+	if err := f.client.inStreams.take("streams"); err != nil {
+		return nil, nestbox.FileInfo{}, err
+	}
+	ctx, g := f.client.guard(ctx)
+	d := &download{ctx: ctx, guard: g, give: sync.OnceFunc(f.client.inStreams.give)}
+	var first guestv1.ReadFileResponse
+	err := d.open(f.client, path, &first)
 	if err != nil {
-		cancel()
+		_ = d.Close()
 		return nil, nestbox.FileInfo{}, fromWire(err)
 	}
-	d := &download{stream: stream, cancel: cancel}
-	var first guestv1.ReadFileResponse
-	err = d.stream.Receive(&first)
-	if err != nil || first.GetInfo() == nil {
-		_ = d.Close()
-		return nil, nestbox.FileInfo{}, fromWire(unexpectedEOF(err))
-	}
 	return d, fileFromWire(first.GetInfo()), nil
+}
+
+func (d *download) open(c *Client, path string, first *guestv1.ReadFileResponse) (err error) {
+	d.guard.wait(callIn)
+	defer d.guard.rest()
+	call := procedure(guestv1connect.GuestServiceReadFileProcedure, connect.StreamTypeServer)
+	if d.stream, err = c.calls.CallServerStream(d.ctx, call, &guestv1.ReadFileRequest{Path: path}); err == nil {
+		err = d.stream.Receive(first)
+	}
+	if err != nil {
+		return orContext(d.ctx, unexpectedEOF(err))
+	}
+	return checkFile(first.GetInfo())
 }
 
 // unexpectedEOF returns err, or io.ErrUnexpectedEOF for one that says that the
@@ -53,8 +64,10 @@ func unexpectedEOF(err error) error {
 // download reads the content of a file. Only the message that says so is its
 // end.
 type download struct {
+	ctx    context.Context //nolint:containedctx // of the whole download, as guest.Files has it
 	stream connect.ClientStream
-	cancel context.CancelFunc
+	guard  *guard
+	give   func() // the slot
 	frame  frame
 	rest   []byte // of the frame
 	err    error  // sticky
@@ -91,12 +104,14 @@ func (d *download) WriteTo(w io.Writer) (int64, error) {
 // fill makes rest longer than nothing, or returns why it cannot.
 func (d *download) fill() error {
 	for len(d.rest) == 0 && d.err == nil {
-		if err := d.frame.receive(d.stream); err != nil {
-			d.err = fromWire(unexpectedEOF(err))
+		d.guard.wait(callIn)
+		err := d.frame.receive(d.stream)
+		d.guard.rest()
+		if err != nil {
+			d.err = fromWire(orContext(d.ctx, unexpectedEOF(err)))
 			continue
 		}
 		var isData bool
-		var err error
 		if d.rest, isData, err = d.frame.bytes(readFileResponseData); err != nil {
 			d.err = fromWire(err)
 		} else if !isData {
@@ -128,8 +143,11 @@ func (d *download) Close() error {
 		d.err = nestbox.Errorf(nestbox.CodeCanceled, "the file is closed")
 	}
 	d.rest = nil
-	d.cancel()
-	_ = d.stream.Close()
+	d.guard.release()
+	if d.stream != nil {
+		_ = d.stream.Close()
+	}
+	d.give()
 	return nil
 }
 
@@ -138,8 +156,13 @@ func (f files) Write(ctx context.Context, path string, r io.Reader, opts guest.W
 	if err := checkPath(path); err != nil {
 		return nestbox.FileInfo{}, err
 	}
-	callCtx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	if err := f.client.inStreams.take("streams"); err != nil {
+		return nestbox.FileInfo{}, err
+	}
+	defer f.client.inStreams.give()
+	callCtx, g := f.client.guard(ctx)
+	defer g.release()
+	g.wait(callIn)
 	call := procedure(guestv1connect.GuestServiceWriteFileProcedure, connect.StreamTypeClient)
 	stream, err := f.client.calls.CallClientStream(callCtx, call)
 	if err != nil {
@@ -154,27 +177,35 @@ func (f files) Write(ctx context.Context, path string, r io.Reader, opts guest.W
 	answer := make(chan error, 1)
 	go func() { answer <- stream.Receive(&res) }()
 	if err == nil {
-		err = upload(stream, r)
+		err = upload(stream, r, g)
 	}
 	if err != nil && !errors.Is(err, io.EOF) {
-		cancel() // what is not done is cut, and so changes nothing
+		err = orContext(callCtx, err)
+		g.release() // what is not done is cut, and so changes nothing
 		<-answer
-		return nestbox.FileInfo{}, fromWire(orContext(ctx, err))
+		return nestbox.FileInfo{}, fromWire(err)
 	}
 	// io.EOF means that the server reads no more: the answer says why.
+	g.wait(workIn)
 	if err := <-answer; err != nil {
-		return nestbox.FileInfo{}, fromWire(orContext(ctx, unexpectedEOF(err)))
+		return nestbox.FileInfo{}, fromWire(orContext(callCtx, unexpectedEOF(err)))
+	}
+	if err := checkFile(res.GetInfo()); err != nil {
+		return nestbox.FileInfo{}, err
 	}
 	return fileFromWire(res.GetInfo()), nil
 }
 
-// upload sends all of r. It returns io.EOF if the server reads no more.
-func upload(stream connect.ClientStream, r io.Reader) error {
+// upload sends all of r. It returns io.EOF if the server reads no more. Only the
+// server is waited for under guard: r is as slow as its sender.
+func upload(stream connect.ClientStream, r io.Reader, g *guard) error {
 	buf := make([]byte, fileChunk)
 	data := &guestv1.WriteFileRequest_Data{}
 	message := &guestv1.WriteFileRequest{Message: data}
 	for {
+		g.rest()
 		n, err := gather(r, buf)
+		g.wait(callIn)
 		if n > 0 {
 			data.Data = buf[:n]
 			if err := stream.Send(message); err != nil {
@@ -214,9 +245,12 @@ func (f files) Stat(ctx context.Context, path string) (nestbox.FileInfo, error) 
 	if err := checkPath(path); err != nil {
 		return nestbox.FileInfo{}, err
 	}
-	res, err := f.client.rpc.StatFile(ctx, &guestv1.StatFileRequest{Path: path})
+	res, err := call(ctx, f.client, callIn, f.client.rpc.StatFile, &guestv1.StatFileRequest{Path: path})
+	if err == nil {
+		err = checkFile(res.GetInfo())
+	}
 	if err != nil {
-		return nestbox.FileInfo{}, fromWire(err)
+		return nestbox.FileInfo{}, err
 	}
 	return fileFromWire(res.GetInfo()), nil
 }
@@ -226,30 +260,67 @@ func (f files) List(ctx context.Context, path string, depth int) ([]nestbox.File
 	if err := checkPath(path); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	if err := f.client.inCalls.take("calls"); err != nil {
+		return nil, err
+	}
+	defer f.client.inCalls.give()
+	ctx, g := f.client.guard(ctx)
+	defer g.release()
 	depth = min(max(depth, 0), nestbox.MaxListDepth+1) // out of bounds either way, and an int32
+	g.wait(workIn)
 	stream, err := f.client.rpc.ListFiles(ctx, &guestv1.ListFilesRequest{Path: path, Depth: int32(depth)})
 	if err != nil {
-		return nil, fromWire(err)
+		return nil, fromWire(orContext(ctx, err))
 	}
 	defer stream.Close()
-	entries := []nestbox.FileInfo{}
+	l := &listing{entries: []nestbox.FileInfo{}}
 	for {
 		message, err := stream.Receive()
 		if errors.Is(err, io.EOF) {
-			return entries, nil
+			return l.entries, nil
 		}
 		if err != nil {
-			return nil, fromWire(err)
+			return nil, fromWire(orContext(ctx, err))
 		}
-		if len(entries)+len(message.GetEntries()) > nestbox.MaxListEntries {
-			return nil, nestbox.Errorf(nestbox.CodeTooLarge, "more than %d entries", nestbox.MaxListEntries)
+		if err := l.add(message.GetEntries()); err != nil {
+			return nil, err
 		}
-		for _, e := range message.GetEntries() {
-			entries = append(entries, fileFromWire(e))
+		g.wait(workIn)
+	}
+}
+
+// listing collects the entries of a listing, within limits.
+type listing struct {
+	entries []nestbox.FileInfo
+	bytes   int
+	empty   int // messages without any
+}
+
+// Limits of a listing, beside nestbox.MaxListEntries.
+const (
+	maxListingBytes  = 64 << 20
+	maxEmptyMessages = 100
+)
+
+func (l *listing) add(entries []*guestv1.FileInfo) error {
+	if len(entries) == 0 {
+		if l.empty++; l.empty > maxEmptyMessages {
+			return protocolError("a listing without end")
 		}
 	}
+	if len(l.entries)+len(entries) > nestbox.MaxListEntries {
+		return nestbox.Errorf(nestbox.CodeTooLarge, "more than %d entries", nestbox.MaxListEntries)
+	}
+	for _, e := range entries {
+		if err := checkFile(e); err != nil {
+			return err
+		}
+		if l.bytes += proto.Size(e); l.bytes > maxListingBytes {
+			return nestbox.Errorf(nestbox.CodeTooLarge, "the names of the entries are longer than %d bytes", maxListingBytes)
+		}
+		l.entries = append(l.entries, fileFromWire(e))
+	}
+	return nil
 }
 
 // Mkdir implements guest.Files.
@@ -257,9 +328,12 @@ func (f files) Mkdir(ctx context.Context, path string) (nestbox.FileInfo, error)
 	if err := checkPath(path); err != nil {
 		return nestbox.FileInfo{}, err
 	}
-	res, err := f.client.rpc.Mkdir(ctx, &guestv1.MkdirRequest{Path: path})
+	res, err := call(ctx, f.client, callIn, f.client.rpc.Mkdir, &guestv1.MkdirRequest{Path: path})
+	if err == nil {
+		err = checkFile(res.GetInfo())
+	}
 	if err != nil {
-		return nestbox.FileInfo{}, fromWire(err)
+		return nestbox.FileInfo{}, err
 	}
 	return fileFromWire(res.GetInfo()), nil
 }
@@ -269,6 +343,6 @@ func (f files) Remove(ctx context.Context, path string) error {
 	if err := checkPath(path); err != nil {
 		return err
 	}
-	_, err := f.client.rpc.RemoveFile(ctx, &guestv1.RemoveFileRequest{Path: path})
-	return fromWire(err)
+	_, err := call(ctx, f.client, workIn, f.client.rpc.RemoveFile, &guestv1.RemoveFileRequest{Path: path})
+	return err
 }

@@ -33,10 +33,15 @@ func (p processes) Start(ctx context.Context, spec nestbox.ProcessSpec, attach *
 		return nestbox.Process{}, nil, err
 	}
 	started := first.GetStarted()
-	if started == nil {
-		_ = reader.Close()
-		return nestbox.Process{}, nil, nestbox.Errorf(nestbox.CodeGuest, "the capsule's daemon did not say what it started")
+	err = checkProcess(started)
+	if err == nil {
+		err = checkNamed(started, nestbox.Selector{Tag: spec.Tag})
 	}
+	if err != nil {
+		_ = reader.Close()
+		return nestbox.Process{}, nil, err
+	}
+	reader.at = 0
 	if attach == nil {
 		reader.finish()
 		return processFromWire(started), nil, nil
@@ -56,14 +61,22 @@ func (p processes) Attach(ctx context.Context, sel nestbox.Selector, attach gues
 	if err != nil {
 		return nil, err
 	}
+	if since := attach.Since; !since.Now && since.Tail == 0 {
+		reader.at = since.Offset
+	}
 	return reader, nil
 }
 
 // List implements guest.Processes.
 func (p processes) List(ctx context.Context, all bool) ([]nestbox.Process, error) {
-	res, err := p.client.rpc.List(ctx, &guestv1.ListRequest{All: all})
+	res, err := call(ctx, p.client, callIn, p.client.rpc.List, &guestv1.ListRequest{All: all})
 	if err != nil {
-		return nil, fromWire(err)
+		return nil, err
+	}
+	for _, proc := range res.GetProcesses() {
+		if err := checkProcess(proc); err != nil {
+			return nil, err
+		}
 	}
 	out := make([]nestbox.Process, len(res.GetProcesses()))
 	for i, proc := range res.GetProcesses() {
@@ -78,11 +91,11 @@ func (p processes) Get(ctx context.Context, sel nestbox.Selector) (nestbox.Proce
 	if err != nil {
 		return nestbox.Process{}, err
 	}
-	res, err := p.client.rpc.Get(ctx, &guestv1.GetRequest{Selector: who})
+	res, err := call(ctx, p.client, callIn, p.client.rpc.Get, &guestv1.GetRequest{Selector: who})
 	if err != nil {
-		return nestbox.Process{}, fromWire(err)
+		return nestbox.Process{}, err
 	}
-	return processFromWire(res.GetProcess()), nil
+	return answered(res.GetProcess(), sel, false)
 }
 
 // Wait implements guest.Processes.
@@ -91,11 +104,11 @@ func (p processes) Wait(ctx context.Context, sel nestbox.Selector) (nestbox.Proc
 	if err != nil {
 		return nestbox.Process{}, err
 	}
-	res, err := p.client.rpc.Wait(ctx, &guestv1.WaitRequest{Selector: who})
+	res, err := call(ctx, p.client, 0, p.client.rpc.Wait, &guestv1.WaitRequest{Selector: who})
 	if err != nil {
-		return nestbox.Process{}, fromWire(err)
+		return nestbox.Process{}, err
 	}
-	return processFromWire(res.GetProcess()), nil
+	return answered(res.GetProcess(), sel, true)
 }
 
 // WriteStdin implements guest.Processes.
@@ -107,8 +120,8 @@ func (p processes) WriteStdin(ctx context.Context, sel nestbox.Selector, data []
 	if err != nil {
 		return err
 	}
-	_, err = p.client.rpc.WriteStdin(ctx, &guestv1.WriteStdinRequest{Selector: who, Data: data, Eof: eof})
-	return fromWire(err)
+	_, err = call(ctx, p.client, 0, p.client.rpc.WriteStdin, &guestv1.WriteStdinRequest{Selector: who, Data: data, Eof: eof})
+	return err
 }
 
 // Signal implements guest.Processes.
@@ -117,8 +130,8 @@ func (p processes) Signal(ctx context.Context, sel nestbox.Selector, sig syscall
 	if err != nil {
 		return err
 	}
-	_, err = p.client.rpc.Signal(ctx, &guestv1.SignalRequest{Selector: who, Signal: int32(sig)})
-	return fromWire(err)
+	_, err = call(ctx, p.client, callIn, p.client.rpc.Signal, &guestv1.SignalRequest{Selector: who, Signal: int32(sig)})
+	return err
 }
 
 // Kill implements guest.Processes.
@@ -127,9 +140,24 @@ func (p processes) Kill(ctx context.Context, sel nestbox.Selector, how guest.Kil
 	if err != nil {
 		return nestbox.Process{}, err
 	}
-	res, err := p.client.rpc.Kill(ctx, killToWire(who, how))
+	res, err := call(ctx, p.client, max(how.Grace, guest.DefaultGrace)+killIn, p.client.rpc.Kill, killToWire(who, how))
 	if err != nil {
-		return nestbox.Process{}, fromWire(err)
+		return nestbox.Process{}, err
 	}
-	return processFromWire(res.GetProcess()), nil
+	return answered(res.GetProcess(), sel, true)
+}
+
+// answered returns the record of an answer, if it can be believed: ended says
+// that the call answers only when the process has.
+func answered(p *guestv1.Process, sel nestbox.Selector, ended bool) (nestbox.Process, error) {
+	if err := checkProcess(p); err != nil {
+		return nestbox.Process{}, err
+	}
+	if err := checkNamed(p, sel); err != nil {
+		return nestbox.Process{}, err
+	}
+	if ended && p.GetExit() == nil {
+		return nestbox.Process{}, protocolError("the end of a process without its exit")
+	}
+	return processFromWire(p), nil
 }

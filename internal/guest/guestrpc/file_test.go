@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 
@@ -17,7 +18,7 @@ import (
 // readFrom is a guest that has content in every file.
 func readFrom(content io.Reader) *scripted {
 	return &scripted{read: func(context.Context, string) (io.ReadCloser, nestbox.FileInfo, error) {
-		return io.NopCloser(content), nestbox.FileInfo{Name: "f"}, nil
+		return io.NopCloser(content), aFile(), nil
 	}}
 }
 
@@ -54,7 +55,7 @@ func TestCutDownload(t *testing.T) {
 	defer r.Close()
 	close(source.cut)
 	_, err = io.Copy(io.Discard, struct{ io.Reader }{r}) // by Read, not WriteTo
-	requireCode(t, err, nestbox.CodeInternal)
+	requireCode(t, err, nestbox.CodeGuest)
 	require.NotContains(t, err.Error(), "secret")
 }
 
@@ -120,12 +121,12 @@ func TestWriteOptions(t *testing.T) {
 	t.Parallel()
 	c := serve(t, &scripted{write: func(_ context.Context, path string, r io.Reader, opts guest.WriteOptions) (nestbox.FileInfo, error) {
 		content, err := io.ReadAll(struct{ io.Reader }{r}) // by Read, not WriteTo
-		return nestbox.FileInfo{Path: path, Mode: opts.Mode, Owner: opts.User, Size: int64(len(content))}, err
+		return nestbox.FileInfo{Path: path, Type: nestbox.FileTypeFile, Mode: opts.Mode, Owner: opts.User, Size: int64(len(content))}, err
 	}}).client(t)
 	for _, size := range []int{0, 1, minUpload, fileChunk, 3*fileChunk + 1} {
 		info, err := c.Files().Write(t.Context(), "/f", strings.NewReader(strings.Repeat("x", size)), guest.WriteOptions{Mode: 0o4711, User: "u"})
 		require.NoError(t, err)
-		require.Equal(t, nestbox.FileInfo{Path: "/f", Mode: 0o4711, Owner: "u", Size: int64(size)}, info)
+		require.Equal(t, nestbox.FileInfo{Path: "/f", Type: nestbox.FileTypeFile, Mode: 0o4711, Owner: "u", Size: int64(size)}, info)
 	}
 	_, err := c.Files().Write(t.Context(), "/\xff", strings.NewReader(""), guest.WriteOptions{})
 	requireCode(t, err, nestbox.CodeInvalid)
@@ -142,7 +143,7 @@ func TestListIsBounded(t *testing.T) {
 	t.Parallel()
 	for n, ok := range map[int]bool{0: true, listChunk: true, nestbox.MaxListEntries: true, nestbox.MaxListEntries + 1: false} {
 		c := serve(t, &scripted{list: func(context.Context, string, int) ([]nestbox.FileInfo, error) {
-			return make([]nestbox.FileInfo, n), nil
+			return slices.Repeat([]nestbox.FileInfo{aFile()}, n), nil
 		}}).client(t)
 		got, err := c.Files().List(t.Context(), "/", 1)
 		if !ok {

@@ -27,10 +27,10 @@ type frame struct{ buf []byte }
 type codec struct{ *connectproto.BinaryCodec }
 
 // UnmarshalRead implements connect.Codec.
-func (c codec) UnmarshalRead(ctx context.Context, src io.Reader, msg any) error {
+func (codec) UnmarshalRead(_ context.Context, src io.Reader, msg any) error {
 	f, ok := msg.(*frame)
 	if !ok {
-		return c.BinaryCodec.UnmarshalRead(ctx, src, msg)
+		return unmarshal(src, msg)
 	}
 	sized, ok := src.(interface{ Len() int })
 	if !ok {
@@ -40,6 +40,23 @@ func (c codec) UnmarshalRead(ctx context.Context, src io.Reader, msg any) error 
 	f.buf = slices.Grow(f.buf[:0], n)[:n]
 	_, err := io.ReadFull(src, f.buf)
 	return err
+}
+
+// unmarshal decodes a message that is not larger in memory than it may be. What
+// it does not know it does not keep.
+func unmarshal(src io.Reader, msg any) error {
+	message, ok := msg.(proto.Message)
+	if !ok {
+		return fmt.Errorf("no message: %T", msg)
+	}
+	raw, err := io.ReadAll(src) // limited by WithReadMaxBytes
+	if err != nil {
+		return err
+	}
+	if err := checkDecoded(raw, message.ProtoReflect().Descriptor()); err != nil {
+		return err
+	}
+	return proto.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(raw, message)
 }
 
 // receive receives the next message of stream.
@@ -123,8 +140,7 @@ func decodeEvent(message []byte) (nestbox.OutputEvent, bool, error) {
 		if err := proto.Unmarshal(message, &other); err != nil {
 			return nestbox.OutputEvent{}, false, err
 		}
-		event, ok := eventFromWire(&other)
-		return event, ok, nil
+		return eventFromWire(&other)
 	}
 	err = eachField(data, func(number protowire.Number, value []byte, varint uint64) {
 		switch number {

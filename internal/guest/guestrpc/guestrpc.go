@@ -28,13 +28,9 @@ const (
 	// client takes the connection to be lost.
 	silentFor = 3 * aliveEvery
 
-	// maxMessage bounds one message, both ways, but for maxList: the largest is
-	// WriteStdin with nestbox.MaxStdin bytes.
+	// maxMessage bounds what is sent to a daemon in one message: the largest is
+	// WriteStdin with nestbox.MaxStdin bytes. Answers have limits of their own.
 	maxMessage = 8 << 20
-
-	// maxList bounds a list of processes, each of which may have a megabyte of
-	// arguments.
-	maxList = 64 << 20
 
 	// fileChunk is how much of a file travels in one message.
 	fileChunk = 512 << 10
@@ -42,8 +38,13 @@ const (
 	// minUpload is how much of a slow upload is gathered for one message.
 	minUpload = 32 << 10
 
-	// listChunk is how many entries of a listing travel in one message.
-	listChunk = 1000
+	// maxData is how much output travels in one message.
+	maxData = 256 << 10
+
+	// A message of a listing has at most so many entries, and not many more bytes
+	// than that.
+	listChunk      = 1000
+	listChunkBytes = 256 << 10
 )
 
 // options are those of both sides. Only what we use is spoken: no JSON and no

@@ -174,15 +174,14 @@ func (handler) ListFiles(ctx context.Context, req *guestv1.ListFilesRequest, str
 		return rpcerr.ToConnect(err)
 	}
 	for len(entries) > 0 {
-		n := min(len(entries), listChunk)
-		message := &guestv1.ListFilesResponse{Entries: make([]*guestv1.FileInfo, n)}
-		for i, e := range entries[:n] {
-			message.Entries[i] = fileToWire(e)
+		message := &guestv1.ListFilesResponse{}
+		for size := 0; len(entries) > 0 && len(message.Entries) < listChunk && size < listChunkBytes; entries = entries[1:] {
+			message.Entries = append(message.Entries, fileToWire(entries[0]))
+			size += proto.Size(message.Entries[len(message.Entries)-1])
 		}
 		if err := stream.Send(message); err != nil {
 			return err
 		}
-		entries = entries[n:]
 	}
 	return nil
 }

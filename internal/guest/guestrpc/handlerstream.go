@@ -13,9 +13,6 @@ import (
 	"github.com/nestbox/nestbox/internal/rpcerr"
 )
 
-// maxData is how much output travels in one message.
-const maxData = 1 << 20
-
 // Start implements guestv1connect.GuestServiceHandler.
 func (h handler) Start(ctx context.Context, req *guestv1.StartRequest, stream guestv1connect.GuestServiceStartServerStream) error {
 	var attach *guest.Attach

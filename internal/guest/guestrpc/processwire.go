@@ -64,6 +64,7 @@ func processToWire(p nestbox.Process) *guestv1.Process {
 		Tag:       p.Tag,
 		Cmd:       p.Cmd,
 		Args:      p.Args,
+		ArgsCut:   p.ArgsCut,
 		Cwd:       p.Cwd,
 		User:      p.User,
 		Stdin:     p.Stdin,
@@ -86,6 +87,7 @@ func processFromWire(p *guestv1.Process) nestbox.Process {
 		Tag:       p.GetTag(),
 		Cmd:       p.GetCmd(),
 		Args:      p.GetArgs(),
+		ArgsCut:   p.GetArgsCut(),
 		Cwd:       p.GetCwd(),
 		User:      p.GetUser(),
 		Stdin:     p.GetStdin(),
@@ -183,20 +185,23 @@ func killFromWire(r *guestv1.KillRequest) guest.Kill {
 
 // eventFromWire returns an event other than data, for which see decodeEvent. It
 // returns false for one that says nothing to a reader.
-func eventFromWire(e *guestv1.OutputEvent) (nestbox.OutputEvent, bool) {
+func eventFromWire(e *guestv1.OutputEvent) (nestbox.OutputEvent, bool, error) {
 	switch e := e.GetEvent().(type) {
 	case *guestv1.OutputEvent_Gap_:
-		return nestbox.OutputEvent{Kind: nestbox.EventGap, Offset: e.Gap.GetFrom(), To: e.Gap.GetTo()}, true
+		return nestbox.OutputEvent{Kind: nestbox.EventGap, Offset: e.Gap.GetFrom(), To: e.Gap.GetTo()}, true, nil
 	case *guestv1.OutputEvent_Exit:
+		if err := checkExit(e.Exit.GetExit()); err != nil {
+			return nestbox.OutputEvent{}, false, err
+		}
 		return nestbox.OutputEvent{
 			Kind:   nestbox.EventExit,
 			Offset: e.Exit.GetOffset(),
 			Exit:   exitFromWire(e.Exit.GetExit()),
-		}, true
+		}, true, nil
 	case *guestv1.OutputEvent_Closed_:
-		return nestbox.OutputEvent{Kind: nestbox.EventClosed, Offset: e.Closed.GetOffset()}, true
+		return nestbox.OutputEvent{Kind: nestbox.EventClosed, Offset: e.Closed.GetOffset()}, true, nil
 	}
-	return nestbox.OutputEvent{}, false
+	return nestbox.OutputEvent{}, false, nil
 }
 
 // eventEncoder makes the wire form of one reader's events. It is used again for

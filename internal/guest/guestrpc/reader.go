@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"sync"
 	"time"
 
 	"connectrpc.com/connect/v2"
@@ -25,8 +26,14 @@ type reader struct {
 	cause  func() error            // why cancel was called
 	silent *time.Timer             // cuts the stream; runs only while Next waits, as a slow reader is no silent peer
 	limit  time.Duration
-	closed bool  // EventClosed has come
-	err    error // sticky: after io.EOF and after every error
+	give   func() // the slot
+	beat   func()
+	at     int64     // the offset that was reached; negative = not known yet
+	quiet  int       // messages since quietSince that held no event
+	since  time.Time // of quiet
+	exited bool      // EventExit has come
+	closed bool      // EventClosed has come
+	err    error     // sticky: after io.EOF and after every error
 }
 
 var _ guest.OutputReader = (*reader)(nil)
@@ -35,38 +42,52 @@ var _ guest.OutputReader = (*reader)(nil)
 // in the given field after a first message, first. The stream goes
 // on when ctx, which bounds the opening only, ends.
 func (c *Client) openReader(ctx context.Context, spec connect.Spec, req any, field protowire.Number, first any) (*reader, error) {
+	if err := c.inStreams.take("streams"); err != nil {
+		return nil, err
+	}
+	give := sync.OnceFunc(c.inStreams.give)
+	opening, g := c.guard(ctx)
+	defer g.release()
+	g.wait(callIn)
 	streamCtx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-	stop := context.AfterFunc(ctx, func() { cancel(ctx.Err()) })
+	streamCtx = asCall(streamCtx)
+	stop := context.AfterFunc(opening, func() { cancel(context.Cause(opening)) })
 	stream, err := c.calls.CallServerStream(streamCtx, spec, req)
 	if err == nil {
 		err = stream.Receive(first)
 	}
 	if !stop() && err == nil {
-		err = ctx.Err()
+		err = context.Cause(opening)
 	}
 	if err != nil {
+		err = orContext(opening, unexpectedEOF(err))
 		cancel(nil)
 		if stream != nil {
 			_ = stream.Close()
 		}
-		return nil, fromWire(orContext(ctx, unexpectedEOF(err)))
+		give()
+		return nil, fromWire(err)
 	}
+	c.pulse.beat()
 	r := &reader{
 		stream: stream,
 		field:  field,
 		cancel: cancel,
 		cause:  func() error { return context.Cause(streamCtx) },
 		limit:  c.silentFor,
+		give:   give,
+		beat:   c.pulse.beat,
+		at:     -1,
 	}
 	r.silent = time.AfterFunc(r.limit, func() { cancel(errSilent) })
 	r.silent.Stop()
 	return r, nil
 }
 
-// orContext returns ctx's error, if it has ended, instead of what came of it.
+// orContext returns why ctx has ended, if it has, instead of what came of it.
 func orContext(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
-		return ctx.Err()
+		return context.Cause(ctx)
 	}
 	return err
 }
@@ -85,7 +106,14 @@ func (r *reader) Next(ctx context.Context) (nestbox.OutputEvent, error) {
 			return nestbox.OutputEvent{}, r.fail(ctx, err)
 		}
 		if ok {
-			r.closed = r.closed || event.Kind == nestbox.EventClosed
+			err = r.follow(event)
+		} else {
+			err = r.pass()
+		}
+		if err != nil {
+			return nestbox.OutputEvent{}, r.fail(ctx, err)
+		}
+		if ok {
 			return event, nil
 		}
 	}
@@ -101,6 +129,47 @@ func (r *reader) receive() (nestbox.OutputEvent, bool, error) {
 		return nestbox.OutputEvent{}, false, err
 	}
 	return decodeEvent(message)
+}
+
+// follow takes over where an event leads, if it can come here.
+func (r *reader) follow(event nestbox.OutputEvent) error {
+	if err := checkEvent(event, r.at); err != nil {
+		return err
+	}
+	isExit, isEnd := event.Kind == nestbox.EventExit, event.Kind == nestbox.EventClosed
+	switch {
+	case r.closed:
+		return protocolError("output after its end")
+	case isExit && r.exited:
+		return protocolError("a second exit")
+	case isEnd && !r.exited:
+		return protocolError("the end of output without an exit")
+	}
+	r.exited, r.closed = r.exited || isExit, isEnd
+	r.at = event.End()
+	r.quiet = 0
+	r.beat()
+	return nil
+}
+
+// maxQuiet is how many signs of life may come in a second.
+const maxQuiet = 1000
+
+// pass takes a message that holds no event.
+func (r *reader) pass() error {
+	if r.quiet == 0 {
+		r.since = time.Now()
+	}
+	r.quiet++
+	r.beat()
+	switch {
+	case r.quiet < maxQuiet:
+		return nil
+	case time.Since(r.since) < time.Second:
+		return protocolError("messages without end that say nothing")
+	}
+	r.quiet = 0
+	return nil
 }
 
 func (r *reader) fail(ctx context.Context, err error) error {
@@ -137,4 +206,5 @@ func (r *reader) end() {
 	r.silent.Stop()
 	r.cancel(nil)
 	_ = r.stream.Close()
+	r.give()
 }

@@ -162,3 +162,17 @@ func (f scriptedFiles) Mkdir(context.Context, string) (nestbox.FileInfo, error) 
 func (f scriptedFiles) Remove(context.Context, string) error {
 	return nestbox.Errorf(nestbox.CodeUnsupported, "not scripted")
 }
+
+// aProcess is a record that can be of a process.
+func aProcess() nestbox.Process {
+	return nestbox.Process{ID: 1, PID: 7, Tag: "t", Cmd: "cmd", StartedAt: time.Now().UTC()}
+}
+
+// aFile is what can be of a file.
+func aFile() nestbox.FileInfo {
+	return nestbox.FileInfo{Name: "f", Path: "/f", Type: nestbox.FileTypeFile}
+}
+
+func anExit() *nestbox.Exit {
+	return &nestbox.Exit{Reason: nestbox.ReasonExited, At: time.Now().UTC()}
+}

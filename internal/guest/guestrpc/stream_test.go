@@ -87,10 +87,8 @@ func TestEventsAreKept(t *testing.T) {
 		data(0, "hello"),
 		{Kind: nestbox.EventData, Stream: nestbox.Stderr, Offset: 5, Data: []byte{0, 0xff, 0xfe, '\n'}},
 		{Kind: nestbox.EventGap, Offset: 9, To: 1 << 50},
-		data(1<<50, ""),
 		{Kind: nestbox.EventExit, Offset: 1 << 50, Exit: &nestbox.Exit{Code: 137, Signal: "SIGKILL", Reason: nestbox.ReasonKilled, At: at}},
 		data(1<<50, "after"),
-		{Kind: nestbox.EventExit, Offset: 0, Exit: &nestbox.Exit{}},
 		{Kind: nestbox.EventData, Stream: nestbox.Stderr, Offset: 1<<50 + 5, Data: large},
 		{Kind: nestbox.EventClosed, Offset: 1<<50 + 5 + int64(len(large))},
 	}
@@ -297,7 +295,7 @@ func TestErrorOfReader(t *testing.T) {
 	t.Parallel()
 	for want, err := range map[nestbox.Code]error{
 		nestbox.CodeNotFound: nestbox.Errorf(nestbox.CodeNotFound, "forgotten"),
-		nestbox.CodeInternal: errors.New("secret"),
+		nestbox.CodeGuest:    errors.New("secret"),
 	} {
 		r := attach(t, serve(t, attachTo(failing{err})).client(t))
 		_, err := r.Next(t.Context())
@@ -322,7 +320,7 @@ func TestStart(t *testing.T) {
 	how := guest.Attach{Since: nestbox.Since{Offset: 5, Tail: 6, Now: true}, Lossless: true}
 	want := nestbox.Process{
 		PID: 7, Tag: "t", Cmd: "cmd", Args: []string{"a"}, Cwd: "/x", User: "u", Stdin: true,
-		StartedAt: time.Now().UTC(), Output: nestbox.OutputState{Start: 1, End: 2, Stdout: 3, Stderr: 4, Closed: true},
+		StartedAt: time.Now().UTC(), Output: nestbox.OutputState{Start: 1, End: 7, Stdout: 3, Stderr: 4, Closed: true},
 	}
 	f := newFeed()
 	g := &scripted{start: func(_ context.Context, got nestbox.ProcessSpec, attach *guest.Attach) (nestbox.Process, guest.OutputReader, error) {

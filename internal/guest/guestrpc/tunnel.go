@@ -158,7 +158,7 @@ func openTunnel(ctx context.Context, conn net.Conn, port uint16, header http.Hea
 	}
 	defer res.Body.Close()
 	if res.StatusCode != http.StatusSwitchingProtocols {
-		return nil, rpcerr.ReadHTTP(res, nestbox.CodeGuest)
+		return nil, believe(rpcerr.ReadHTTP(res, nestbox.CodeGuest))
 	}
 	if !stop() {
 		return nil, context.Cause(ctx)
@@ -167,4 +167,4 @@ func openTunnel(ctx context.Context, conn net.Conn, port uint16, header http.Hea
 }
 
 // maxTunnelHeader bounds the answer to a request for a tunnel.
-const maxTunnelHeader = 64 << 10
+const maxTunnelHeader = 16 << 10

@@ -34,6 +34,7 @@ func RunProcesses(t *testing.T, newGuest func(t *testing.T) guest.Guest) {
 		"Tags":                  testTags,
 		"TagReuse":              testTagReuse,
 		"IDs":                   testIDs,
+		"ListArgs":              testListArgs,
 		"TagRace":               testTagRace,
 		"Unknown":               testUnknown,
 		"ListOrder":             testListOrder,

@@ -136,7 +136,7 @@ func readInPieces(ctx context.Context, g guest.Processes, sel nestbox.Selector, 
 }
 
 // overflow is more than a guest keeps of one process.
-const overflow = 96 << 20
+const overflow = 128 << 20
 
 const pattern = "0123456789abcde\n"
 

@@ -247,6 +247,25 @@ func testIDs(t *testing.T, g guest.Processes) {
 	}
 }
 
+// testListArgs: a list of processes with as many arguments as can be is short.
+func testListArgs(t *testing.T, g guest.Processes) {
+	long := slices.Repeat([]string{strings.Repeat("ä", 50_000)}, 9)
+	p := start(t, g, nestbox.ProcessSpec{Cmd: "sh", Args: append([]string{"-c", "exec sleep 1000", "sh"}, long...)})
+	list, err := g.List(waiting(t), true)
+	require.NoError(t, err)
+	i := slices.IndexFunc(list, func(l nestbox.Process) bool { return l.ID == p.ID })
+	require.GreaterOrEqual(t, i, 0)
+	require.True(t, list[i].ArgsCut)
+	require.Equal(t, "-c", list[i].Args[0])
+	size := len(strings.Join(list[i].Args, " "))
+	require.LessOrEqual(t, size, nestbox.MaxListedArgs)
+	require.Greater(t, size, nestbox.MaxListedArgs/2)
+	whole, err := g.Get(waiting(t), exact(p))
+	require.NoError(t, err)
+	require.Equal(t, p.Args, whole.Args)
+	require.False(t, whole.ArgsCut)
+}
+
 func testTagRace(t *testing.T, g guest.Processes) {
 	spec := nestbox.ProcessSpec{Cmd: "cat", Stdin: true, Tag: "race-" + nestbox.RandomHex(4)}
 	t.Cleanup(func() { killLeft(t, g, nestbox.Process{Tag: spec.Tag}) })

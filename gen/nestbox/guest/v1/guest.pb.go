@@ -232,6 +232,7 @@ type Process struct {
 	Tag           string                 `protobuf:"bytes,2,opt,name=tag,proto3" json:"tag,omitempty"`
 	Cmd           string                 `protobuf:"bytes,3,opt,name=cmd,proto3" json:"cmd,omitempty"`
 	Args          []string               `protobuf:"bytes,4,rep,name=args,proto3" json:"args,omitempty"`
+	ArgsCut       bool                   `protobuf:"varint,12,opt,name=args_cut,json=argsCut,proto3" json:"args_cut,omitempty"` // of a list
 	Cwd           string                 `protobuf:"bytes,5,opt,name=cwd,proto3" json:"cwd,omitempty"`
 	User          string                 `protobuf:"bytes,6,opt,name=user,proto3" json:"user,omitempty"`
 	Stdin         bool                   `protobuf:"varint,7,opt,name=stdin,proto3" json:"stdin,omitempty"`
@@ -305,6 +306,13 @@ func (x *Process) GetArgs() []string {
 		return x.Args
 	}
 	return nil
+}
+
+func (x *Process) GetArgsCut() bool {
+	if x != nil {
+		return x.ArgsCut
+	}
+	return false
 }
 
 func (x *Process) GetCwd() string {
@@ -2643,13 +2651,14 @@ const file_nestbox_guest_v1_guest_proto_rawDesc = "" +
 	"\atimeout\x18\b \x01(\v2\x19.google.protobuf.DurationR\atimeout\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xbd\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd8\x02\n" +
 	"\aProcess\x12\x0e\n" +
 	"\x02id\x18\v \x01(\x04R\x02id\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x05R\x03pid\x12\x10\n" +
 	"\x03tag\x18\x02 \x01(\tR\x03tag\x12\x10\n" +
 	"\x03cmd\x18\x03 \x01(\tR\x03cmd\x12\x12\n" +
-	"\x04args\x18\x04 \x03(\tR\x04args\x12\x10\n" +
+	"\x04args\x18\x04 \x03(\tR\x04args\x12\x19\n" +
+	"\bargs_cut\x18\f \x01(\bR\aargsCut\x12\x10\n" +
 	"\x03cwd\x18\x05 \x01(\tR\x03cwd\x12\x12\n" +
 	"\x04user\x18\x06 \x01(\tR\x04user\x12\x14\n" +
 	"\x05stdin\x18\a \x01(\bR\x05stdin\x129\n" +

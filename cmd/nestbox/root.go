@@ -81,6 +81,10 @@ go on while no server runs.`,
 	f.StringVar(&flags.Domain, "domain", flags.Domain, "domain of capsule ports: http://<port>-<capsule>.<domain>:<listen port>/")
 	f.StringVar(&flags.Database, "database", "", "postgres:// URL (default: SQLite in the state folder)")
 	f.StringVar(&flags.Platform, "platform", flags.Platform, "gVisor platform: systrap or kvm")
+	f.IntVar(&flags.MaxConnections, "max-connections", 0, "connections of clients at a time (default 2/5 of the descriptors)")
+	f.IntVar(&flags.MaxConnectionsPerAddress, "max-connections-per-address", 0, "of one peer address (default 3/4 of them)")
+	f.IntVar(&flags.MaxRequestsPerTeam, "max-requests-per-team", 0, "requests and streams of one team at a time (default 1/3 of them)")
+	f.IntVar(&flags.MemoryLimitMB, "memory-limit-mb", 0, "what the server tries to stay below, in MiB (default 4/5 of its control group's limit, else half of the machine)")
 	f.StringVar(&flags.LogLevel, "log-level", flags.LogLevel, "debug, info, warn or error")
 	f.BoolVar(&detach, "detach", false, "return when the server answers, and leave it running")
 	return cmd
@@ -96,6 +100,11 @@ func overrideChanged(cmd *cobra.Command, cfg *config.Up, flags config.Up) {
 		"database":  func() { cfg.Database = flags.Database },
 		"platform":  func() { cfg.Platform = flags.Platform },
 		"log-level": func() { cfg.LogLevel = flags.LogLevel },
+
+		"max-connections":             func() { cfg.MaxConnections = flags.MaxConnections },
+		"max-connections-per-address": func() { cfg.MaxConnectionsPerAddress = flags.MaxConnectionsPerAddress },
+		"max-requests-per-team":       func() { cfg.MaxRequestsPerTeam = flags.MaxRequestsPerTeam },
+		"memory-limit-mb":             func() { cfg.MemoryLimitMB = flags.MemoryLimitMB },
 	} {
 		if cmd.Flags().Changed(name) {
 			set()

@@ -12,7 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -21,6 +20,7 @@ import (
 	"github.com/nestbox/nestbox/internal/api"
 	"github.com/nestbox/nestbox/internal/config"
 	"github.com/nestbox/nestbox/internal/control"
+	"github.com/nestbox/nestbox/internal/door"
 	"github.com/nestbox/nestbox/internal/durable"
 	"github.com/nestbox/nestbox/internal/edge"
 	"github.com/nestbox/nestbox/internal/envdbin"
@@ -67,8 +67,11 @@ func runUp(ctx context.Context, cfg config.Up, log *slog.Logger, ready func(addr
 		return err
 	}
 
+	log.Info("memory", "limit_mb", limitMemory(cfg.MemoryLimitMB)>>20)
 	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { returnMemory(ctx); return nil })
 	group.Go(func() error { return endOfContext(ctl.Reconciler.Run(ctx)) })
+	group.Go(func() error { return ctl.Keys.Watch(ctx) })
 	group.Go(func() error { return serve(ctx, cfg, ctl, listener, log) })
 	ready(listener.Addr())
 	return group.Wait()
@@ -125,7 +128,7 @@ func openHost(ctx context.Context, cfg config.Up, log *slog.Logger, undo *closer
 const (
 	headerTimeout = 10 * time.Second
 	idleTimeout   = 2 * time.Minute
-	maxHeader     = 64 << 10
+	maxHeader     = 32 << 10
 	drainFor      = 3 * time.Second
 )
 
@@ -143,13 +146,17 @@ func serve(ctx context.Context, cfg config.Up, ctl *control.Control, listener ne
 			return edge.URL("http", cfg.Domain, port, id, p, token)
 		},
 	})
-	front := edge.New(edge.Config{Domain: cfg.Domain, Ports: ctl.Ports, API: apiHandler, Log: log})
+	front := edge.New(edge.Config{Domain: cfg.Domain, Ports: ctl.Ports, Keys: ctl.Keys, API: apiHandler, Log: log})
 	defer front.Close()
 
+	entrance := door.New(door.Config{
+		MaxConns: cfg.MaxConnections, MaxPerAddress: cfg.MaxConnectionsPerAddress, MaxPerTeam: cfg.MaxRequestsPerTeam,
+	})
 	requests, hangUp := context.WithCancel(context.WithoutCancel(ctx))
 	defer hangUp()
 	server := &http.Server{
-		Handler:           front,
+		Handler:           entrance.Handler(front),
+		ConnContext:       entrance.ConnContext,
 		ReadHeaderTimeout: headerTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
@@ -169,7 +176,7 @@ func serve(ctx context.Context, cfg config.Up, ctl *control.Control, listener ne
 		stopped <- err
 	}()
 	log.Info("listening", "address", listener.Addr().String())
-	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+	if err := server.Serve(entrance.Listen(listener)); !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
 	return <-stopped
@@ -222,15 +229,6 @@ func furtherKey(ctx context.Context, keys *control.Keys) (string, error) {
 	}
 	_, secret, err := keys.Create(ctx, teams[0].ID, "first, made again")
 	return secret, err
-}
-
-// memoryMB returns the memory of this machine in MiB.
-func memoryMB() int {
-	var info syscall.Sysinfo_t
-	if err := syscall.Sysinfo(&info); err != nil {
-		return 0
-	}
-	return int(info.Totalram * uint64(info.Unit) >> 20)
 }
 
 // closers are undone in the reverse of the order in which they were added.

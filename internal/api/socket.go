@@ -16,8 +16,12 @@ import (
 	"github.com/nestbox/nestbox/internal/control"
 )
 
-// maxMessage bounds one message from a client.
-const maxMessage = 2 << 20
+// maxMessage bounds one message from a client, maxFirstMessage one from a client
+// that is not known yet.
+const (
+	maxMessage      = 2 << 20
+	maxFirstMessage = 4 << 10
+)
 
 // closeUnauthorized is the close code of a WebSocket whose client sent no
 // valid key.
@@ -37,6 +41,7 @@ type socket struct {
 	wg     sync.WaitGroup // of everything that close waits for
 	life   atomic.Int64   // when the client last showed life, in Unix nanoseconds
 	busy   atomic.Bool    // a message waits to be taken, so that no pong can be seen
+	leave  func()         // nil until the caller is known
 }
 
 // checkUpgrade refuses, with a JSON error, what is no WebSocket handshake.
@@ -72,18 +77,33 @@ func (s *server) accept(w http.ResponseWriter, r *http.Request) (*socket, contro
 	if err != nil {
 		return nil, control.Caller{} // Accept has answered
 	}
-	conn.SetReadLimit(maxMessage)
+	conn.SetReadLimit(maxFirstMessage)
 	ctx, cancel := context.WithCancelCause(r.Context())
 	k := &socket{s: s, conn: conn, ctx: ctx, cancel: cancel, in: make(chan []byte)}
 	k.alive()
 	k.wg.Go(k.receive)
 	k.wg.Go(k.ping)
 	caller, err := k.authenticate(r.Header)
+	if err == nil {
+		err = k.admit(caller)
+	}
 	if err != nil {
 		k.fail(err)
 		return nil, control.Caller{}
 	}
+	conn.SetReadLimit(maxMessage)
 	return k, caller
+}
+
+// admit lets a known caller in until the socket is closed.
+func (k *socket) admit(caller control.Caller) error {
+	ctx, leave, err := k.s.admit(k.ctx, caller, false)
+	if err != nil {
+		return err
+	}
+	k.leave = leave
+	context.AfterFunc(ctx, func() { k.cancel(context.Cause(ctx)) })
+	return nil
 }
 
 func (k *socket) alive() { k.life.Store(time.Now().UnixNano()) }
@@ -216,6 +236,9 @@ func (k *socket) close(code websocket.StatusCode) {
 	}
 	k.cancel(nil)
 	k.wg.Wait()
+	if k.leave != nil {
+		k.leave()
+	}
 }
 
 // discard takes the client's messages until it leaves.
@@ -224,5 +247,9 @@ func (k *socket) discard() {
 	}
 }
 
-// gone reports whether the client, rather than the server, ended the stream.
-func (k *socket) gone() bool { return errors.Is(context.Cause(k.ctx), errPeerGone) }
+// gone reports whether the client, or the removal of its key, rather than the
+// server ended the stream.
+func (k *socket) gone() bool {
+	cause := context.Cause(k.ctx)
+	return errors.Is(cause, errPeerGone) || nestbox.CodeOf(cause) == nestbox.CodeUnauthenticated
+}

@@ -35,6 +35,18 @@ type Up struct {
 	Database string `yaml:"database" env:"NESTBOX_DATABASE"`
 	// Platform is gVisor's platform: systrap (works everywhere) or kvm.
 	Platform string `yaml:"platform" env:"NESTBOX_PLATFORM"`
+	// MaxConnections is how many connections clients may have at a time; 0 = two
+	// fifths of the descriptors that the process may have.
+	MaxConnections int `yaml:"max_connections" env:"NESTBOX_MAX_CONNECTIONS"`
+	// MaxConnectionsPerAddress is how many of them may be of one peer address; 0 =
+	// three quarters, which suits a server behind a proxy.
+	MaxConnectionsPerAddress int `yaml:"max_connections_per_address" env:"NESTBOX_MAX_CONNECTIONS_PER_ADDRESS"`
+	// MaxRequestsPerTeam is how many requests and streams one team may have at a
+	// time; 0 = a third of MaxConnections.
+	MaxRequestsPerTeam int `yaml:"max_requests_per_team" env:"NESTBOX_MAX_REQUESTS_PER_TEAM"`
+	// MemoryLimitMB is what the server tries to stay below, in MiB; 0 = four fifths
+	// of the limit of its control group, or else half of the machine's memory.
+	MemoryLimitMB int `yaml:"memory_limit_mb" env:"NESTBOX_MEMORY_LIMIT_MB"`
 	// LogLevel is debug, info, warn or error.
 	LogLevel string `yaml:"log_level" env:"NESTBOX_LOG_LEVEL"`
 }
@@ -83,6 +95,14 @@ func (c Up) Validate() error {
 	}
 	if c.Database != "" && !strings.HasPrefix(c.Database, "postgres://") && !strings.HasPrefix(c.Database, "postgresql://") {
 		return errors.New("database is not a postgres:// URL") // never shown: it may hold a password
+	}
+	for name, n := range map[string]int{
+		"max_connections": c.MaxConnections, "max_connections_per_address": c.MaxConnectionsPerAddress,
+		"max_requests_per_team": c.MaxRequestsPerTeam, "memory_limit_mb": c.MemoryLimitMB,
+	} {
+		if n < 0 {
+			return fmt.Errorf("%s is negative", name)
+		}
 	}
 	switch c.Platform {
 	case "systrap", "kvm", "ptrace":

@@ -11,7 +11,10 @@ import (
 )
 
 // Keys are teams and their API keys.
-type Keys struct{ cfg Config }
+type Keys struct {
+	cfg   Config
+	holds holds
+}
 
 // Bounds and defaults of keys.
 const (
@@ -83,7 +86,8 @@ func (k *Keys) List(ctx context.Context, teamID string) ([]nestbox.APIKey, error
 	return k.cfg.Store.Keys(ctx, teamID)
 }
 
-// Delete removes a key: from now on nobody gets in with it. CodeNotFound:
+// Delete removes a key: nobody gets in with it, or with a URL that it signed, and
+// what it let through ends within a second. CodeNotFound:
 // the team has no such key.
 func (k *Keys) Delete(ctx context.Context, teamID, keyID string) error {
 	if !nestbox.ValidID(nestbox.PrefixKey, keyID) {
@@ -92,6 +96,9 @@ func (k *Keys) Delete(ctx context.Context, teamID, keyID string) error {
 	err := k.cfg.Store.DeleteKey(ctx, teamID, keyID)
 	if nestbox.CodeOf(err) == nestbox.CodeNotFound {
 		return nestbox.Errorf(nestbox.CodeNotFound, "API key not found")
+	}
+	if err == nil {
+		k.holds.end(keyID) // other servers find out by Watch
 	}
 	return err
 }

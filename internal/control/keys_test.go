@@ -1,6 +1,7 @@
 package control
 
 import (
+	"context"
 	"strings"
 	"testing"
 	"time"
@@ -100,4 +101,42 @@ func TestEnsureFirst(t *testing.T) {
 	_, created, err = empty.Keys.EnsureFirst(t.Context())
 	require.NoError(t, err)
 	require.False(t, created)
+}
+
+// TestRemovedKeyEndsWhatItLetIn: at once where it is removed, and soon in every
+// other server; URLs that it signed are of no use any more.
+func TestRemovedKeyEndsWhatItLetIn(t *testing.T) {
+	onBoth(t, func(t *testing.T, w *world) {
+		c := w.create(t)
+		key, _, err := w.Keys.Create(t.Context(), w.me.TeamID, "")
+		require.NoError(t, err)
+		by := Caller{TeamID: w.me.TeamID, KeyID: key.ID}
+		token, _, err := w.Ports.Sign(t.Context(), by, c.ID, openPort, 0)
+		require.NoError(t, err)
+		here := w.Keys
+		w.restart() // another server beside it
+		watching, stop := context.WithCancel(t.Context())
+		watched := make(chan error, 1)
+		go func() { watched <- w.Keys.Watch(watching) }()
+
+		atOnce, release := here.Hold(t.Context(), by)
+		defer release()
+		soon, release := w.Keys.Hold(t.Context(), by)
+		defer release()
+		other, release := w.Keys.Hold(t.Context(), w.me)
+		defer release()
+		over, release := w.Keys.Hold(t.Context(), by)
+		release()
+		require.ErrorIs(t, context.Cause(over), context.Canceled)
+
+		require.NoError(t, here.Delete(t.Context(), w.me.TeamID, key.ID))
+		require.Equal(t, nestbox.CodeUnauthenticated, nestbox.CodeOf(context.Cause(atOnce)))
+		<-soon.Done()
+		require.Equal(t, nestbox.CodeUnauthenticated, nestbox.CodeOf(context.Cause(soon)))
+		require.NoError(t, other.Err())
+		_, err = w.Ports.Authorize(t.Context(), c.ID, openPort, PortCredential{Tokens: []string{token}})
+		requireCode(t, nestbox.CodeUnauthenticated, err)
+		stop()
+		require.NoError(t, <-watched)
+	})
 }

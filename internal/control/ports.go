@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
@@ -9,6 +10,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -33,15 +35,18 @@ const (
 	maxTokenTTL     = 7 * 24 * time.Hour
 )
 
-// PortCredential is what somebody who wants to a port has shown: one of both is
-// enough.
+// PortCredential is what somebody who wants to a port has shown: any one of all
+// is enough.
 type PortCredential struct {
-	APIKey string
-	Token  string
+	APIKeys []string
+	Tokens  []string // of signed URLs; a browser may send cookies of others with ours
 }
 
+// maxShown is how many credentials of a request are looked at.
+const maxShown = 8
+
 // Sign returns a token that lets everybody who has it into one port of one
-// capsule, until it expires. ttl ≤ 0 is one hour. CodeInvalid: port 0, or a ttl
+// capsule, until it expires or the key of the caller is removed. ttl ≤ 0 is one hour. CodeInvalid: port 0, or a ttl
 // of more than 7 days. CodeDenied: envd's port.
 func (p *Ports) Sign(ctx context.Context, by Caller, id string, port uint16, ttl time.Duration) (token string, expires time.Time, err error) {
 	if ttl <= 0 {
@@ -65,57 +70,76 @@ func (p *Ports) Sign(ctx context.Context, by Caller, id string, port uint16, ttl
 		expires = expires.Add(time.Second)
 	}
 	raw := binary.BigEndian.AppendUint64(nil, uint64(expires.Unix()))
-	raw = append(raw, portMAC(secret, id, port, expires.Unix())...)
+	raw = append(raw, strings.TrimPrefix(by.KeyID, nestbox.PrefixKey)...)
+	raw = append(raw, portMAC(secret, id, port, by.KeyID, expires.Unix())...)
 	return base64.RawURLEncoding.EncodeToString(raw), expires, nil
 }
 
-// Authorize decides whether a port may be reached. CodeUnauthenticated: no
-// credential, or one that does not fit or has expired. CodeNotFound: no such
-// capsule, or not the key's. CodeDenied: envd's port.
-func (p *Ports) Authorize(ctx context.Context, id string, port uint16, cred PortCredential) error {
+// Authorize decides whether a port may be reached, and returns whose key lets it
+// in, or signed the URL. CodeUnauthenticated: no credential, or none that fits, has
+// not expired and whose key is still there. CodeNotFound: no such capsule, or not
+// the key's. CodeDenied: envd's port.
+func (p *Ports) Authorize(ctx context.Context, id string, port uint16, cred PortCredential) (Caller, error) {
 	if err := checkPort(port); err != nil {
-		return err
+		return Caller{}, err
 	}
 	if !nestbox.ValidID(nestbox.PrefixCapsule, id) {
-		return nestbox.Errorf(nestbox.CodeInvalid, "invalid sandbox ID")
+		return Caller{}, nestbox.Errorf(nestbox.CodeInvalid, "invalid sandbox ID")
 	}
-	if cred.APIKey != "" {
-		by, err := p.keys.Authenticate(ctx, cred.APIKey)
+	var first error
+	for _, key := range cred.APIKeys[:min(len(cred.APIKeys), maxShown)] {
+		by, err := p.keys.Authenticate(ctx, key)
 		if err == nil {
 			_, err = p.capsules.Get(ctx, by, id)
 		}
-		if err == nil || cred.Token == "" {
-			return err
+		if err == nil {
+			return by, nil
 		}
+		first = cmp.Or(first, err)
 	}
-	if cred.Token == "" {
-		return nestbox.Errorf(nestbox.CodeUnauthenticated, "this port is private: send an API key in X-API-Key, or use a signed URL")
+	for _, token := range cred.Tokens[:min(len(cred.Tokens), maxShown)] {
+		by, err := p.verify(ctx, id, port, token)
+		if err == nil {
+			return by, nil
+		}
+		first = cmp.Or(first, err)
 	}
-	return p.verify(ctx, id, port, cred.Token)
+	if first == nil {
+		first = nestbox.Errorf(nestbox.CodeUnauthenticated, "this port is private: send an API key in X-API-Key, or use a signed URL")
+	}
+	return Caller{}, first
 }
 
-// verify checks a token. That it was signed says that its signer owned the
-// capsule, and a capsule never changes hands.
-func (p *Ports) verify(ctx context.Context, id string, port uint16, token string) error {
+// keyIDBytes is the length of a key's id without its prefix.
+const keyIDBytes = 25
+
+// verify checks a token and returns whose key signed it. That it was signed says
+// that its signer owned the capsule, and a capsule never changes hands.
+func (p *Ports) verify(ctx context.Context, id string, port uint16, token string) (Caller, error) {
 	bad := nestbox.Errorf(nestbox.CodeUnauthenticated, "the signed URL is not valid for this port, or has expired")
 	raw, err := base64.RawURLEncoding.Strict().DecodeString(token)
-	if err != nil || len(raw) != 8+sha256.Size {
-		return bad
+	if err != nil || len(raw) != 8+keyIDBytes+sha256.Size {
+		return Caller{}, bad
 	}
 	secret, err := p.signingSecret(ctx)
 	if err != nil {
-		return err
+		return Caller{}, err
 	}
 	expiry := int64(binary.BigEndian.Uint64(raw))
-	if !hmac.Equal(raw[8:], portMAC(secret, id, port, expiry)) || p.cfg.Now().Unix() >= expiry {
-		return bad
+	keyID := nestbox.PrefixKey + string(raw[8:8+keyIDBytes])
+	if !hmac.Equal(raw[8+keyIDBytes:], portMAC(secret, id, port, keyID, expiry)) || p.cfg.Now().Unix() >= expiry {
+		return Caller{}, bad
 	}
-	return nil
+	key, err := p.cfg.Store.Key(ctx, keyID)
+	if nestbox.CodeOf(err) == nestbox.CodeNotFound {
+		return Caller{}, nestbox.Errorf(nestbox.CodeUnauthenticated, "the API key that signed this URL was removed")
+	}
+	return Caller{TeamID: key.TeamID, KeyID: keyID}, err
 }
 
-func portMAC(secret []byte, id string, port uint16, expiry int64) []byte {
+func portMAC(secret []byte, id string, port uint16, keyID string, expiry int64) []byte {
 	mac := hmac.New(sha256.New, secret)
-	_, _ = fmt.Fprintf(mac, "port-url\n%s\n%d\n%d", id, port, expiry) // a hash never fails
+	_, _ = fmt.Fprintf(mac, "port-url\n%s\n%d\n%s\n%d", id, port, keyID, expiry) // a hash never fails
 	return mac.Sum(nil)
 }
 

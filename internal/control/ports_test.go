@@ -19,7 +19,8 @@ func TestPortTokens(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, w.clock.Now().Add(time.Hour), expires)
 		authorize := func(id string, port uint16, token string) error {
-			return w.Ports.Authorize(ctx, id, port, PortCredential{Token: token})
+			_, err := w.Ports.Authorize(ctx, id, port, PortCredential{Tokens: []string{token}})
+			return err
 		}
 		require.NoError(t, authorize(c.ID, openPort, token))
 		w.restart() // the secret is in the store
@@ -60,16 +61,19 @@ func TestPortKeys(t *testing.T) {
 	require.NoError(t, err)
 	token, _, err := w.Ports.Sign(ctx, w.me, c.ID, openPort, time.Millisecond)
 	require.NoError(t, err)
-	authorize := func(id string, cred PortCredential) error { return w.Ports.Authorize(ctx, id, openPort, cred) }
+	authorize := func(id string, cred PortCredential) error {
+		_, err := w.Ports.Authorize(ctx, id, openPort, cred)
+		return err
+	}
 
-	require.NoError(t, authorize(c.ID, PortCredential{APIKey: mine}))
-	require.NoError(t, authorize(c.ID, PortCredential{APIKey: mine, Token: "bad"}))
-	require.NoError(t, authorize(c.ID, PortCredential{APIKey: foreign, Token: token}), "one of both is enough")
-	requireCode(t, nestbox.CodeNotFound, authorize(c.ID, PortCredential{APIKey: foreign}))
-	requireCode(t, nestbox.CodeNotFound, authorize(nestbox.NewID(nestbox.PrefixCapsule), PortCredential{APIKey: mine}))
+	require.NoError(t, authorize(c.ID, PortCredential{APIKeys: []string{mine}}))
+	require.NoError(t, authorize(c.ID, PortCredential{APIKeys: []string{mine}, Tokens: []string{"bad"}}))
+	require.NoError(t, authorize(c.ID, PortCredential{APIKeys: []string{foreign}, Tokens: []string{"bad", token}}), "one of both is enough")
+	requireCode(t, nestbox.CodeNotFound, authorize(c.ID, PortCredential{APIKeys: []string{foreign}}))
+	requireCode(t, nestbox.CodeNotFound, authorize(nestbox.NewID(nestbox.PrefixCapsule), PortCredential{APIKeys: []string{mine}}))
 	requireCode(t, nestbox.CodeUnauthenticated, authorize(c.ID, PortCredential{}))
-	requireCode(t, nestbox.CodeUnauthenticated, authorize(c.ID, PortCredential{APIKey: "wrn_x"}))
-	requireCode(t, nestbox.CodeInvalid, authorize("cl-x", PortCredential{APIKey: mine}))
+	requireCode(t, nestbox.CodeUnauthenticated, authorize(c.ID, PortCredential{APIKeys: []string{"wrn_x"}}))
+	requireCode(t, nestbox.CodeInvalid, authorize("cl-x", PortCredential{APIKeys: []string{mine}}))
 }
 
 func TestPortBounds(t *testing.T) {
@@ -82,7 +86,8 @@ func TestPortBounds(t *testing.T) {
 	for port, code := range map[uint16]nestbox.Code{0: nestbox.CodeInvalid, sandbox.EnvdPort: nestbox.CodeDenied} {
 		_, _, err := w.Ports.Sign(ctx, w.me, c.ID, port, 0)
 		requireCode(t, code, err)
-		requireCode(t, code, w.Ports.Authorize(ctx, c.ID, port, PortCredential{APIKey: key}))
+		_, err = w.Ports.Authorize(ctx, c.ID, port, PortCredential{APIKeys: []string{key}})
+		requireCode(t, code, err)
 		_, err = w.Ports.Dial(ctx, c.ID, port)
 		requireCode(t, code, err)
 	}

@@ -1,8 +1,11 @@
 package edge
 
 import (
+	"fmt"
+	"html"
 	"net/http"
 	"net/url"
+	"regexp"
 	"strings"
 
 	"github.com/nestbox/nestbox/internal/control"
@@ -14,29 +17,58 @@ const (
 	tokenCookie = "nestbox-token" // set by the first visit of one
 )
 
-// source is where a credential was found.
-type source int
+// ourKey is the form of an API key.
+var ourKey = regexp.MustCompile(`^(wrn|e2b)_[0-9a-f]{32,}$`)
 
-const (
-	fromNowhere source = iota
-	fromHeader
-	fromQuery
-	fromCookie
-)
+// bearer returns the API key of an Authorization header, if it has one of ours:
+// programs may have bearers of their own.
+func bearer(value string) string {
+	scheme, token, _ := strings.Cut(strings.TrimSpace(value), " ")
+	if token = strings.TrimSpace(token); strings.EqualFold(scheme, "Bearer") && ourKey.MatchString(token) {
+		return token
+	}
+	return ""
+}
 
-// credential finds what a request shows. A header wins over a token in the
-// URL, which wins over the cookie of an earlier visit.
-func credential(r *http.Request) (control.PortCredential, source) {
-	if key := r.Header.Get(keyHeader); key != "" {
-		return control.PortCredential{APIKey: key}, fromHeader
+// credential finds all that a request shows. inQuery is the token that a signed
+// URL carries.
+func credential(r *http.Request) (cred control.PortCredential, inQuery string) {
+	for _, key := range r.Header.Values(keyHeader) {
+		if key != "" {
+			cred.APIKeys = append(cred.APIKeys, key)
+		}
 	}
-	if token := r.URL.Query().Get(tokenParam); token != "" {
-		return control.PortCredential{Token: token}, fromQuery
+	for _, value := range r.Header.Values("Authorization") {
+		if key := bearer(value); key != "" {
+			cred.APIKeys = append(cred.APIKeys, key)
+		}
 	}
-	if c, err := r.Cookie(tokenCookie); err == nil && c.Value != "" {
-		return control.PortCredential{Token: c.Value}, fromCookie
+	_, cred.Tokens = withoutToken(r.URL.RawQuery)
+	if len(cred.Tokens) > 0 {
+		inQuery = cred.Tokens[0]
 	}
-	return control.PortCredential{}, fromNowhere
+	if cookiesCount(r) {
+		for _, c := range r.CookiesNamed(tokenCookie) {
+			cred.Tokens = append(cred.Tokens, c.Value)
+		}
+	}
+	return cred, inQuery
+}
+
+// cookiesCount reports whether the cookies of a request are meant: a browser
+// sends them also with what pages of other origins ask for, such as that of
+// another capsule. Clients that say neither are no browsers, or on an origin
+// where SameSite keeps our cookie from such requests.
+func cookiesCount(r *http.Request) bool {
+	if origin := r.Header.Get("Origin"); origin != "" {
+		u, err := url.Parse(origin)
+		return err == nil && strings.EqualFold(u.Host, r.Host)
+	}
+	switch r.Header.Get("Sec-Fetch-Site") {
+	case "", "same-origin", "none": // none: the address bar
+		return true
+	}
+	return false
 }
 
 // isNavigation tells whether a browser opens the URL as a page. Other clients
@@ -47,53 +79,119 @@ func isNavigation(r *http.Request) bool {
 
 // rememberToken moves a token from the URL into a cookie of exactly this host
 // name, and sends the browser to the URL without it: the page's own requests
-// then work, and the token is neither in the history nor in a Referer.
+// then work, and the token is neither in the history nor in a Referer. It does so
+// by a page rather than a redirect, since a redirect would still count as asked
+// for by whatever site the link was on, and a cookie does not.
 func rememberToken(w http.ResponseWriter, r *http.Request, token string) {
 	http.SetCookie(w, &http.Cookie{
-		Name: tokenCookie, Value: token, Path: "/", HttpOnly: true, SameSite: http.SameSiteLaxMode, Secure: r.TLS != nil,
+		Name: tokenCookie, Value: token, Path: "/", HttpOnly: true, SameSite: http.SameSiteStrictMode, Secure: r.TLS != nil,
 	})
-	clean := url.URL{Path: r.URL.Path, RawPath: r.URL.RawPath, RawQuery: withoutToken(r.URL.RawQuery)}
+	query, _ := withoutToken(r.URL.RawQuery)
+	clean := url.URL{Path: r.URL.Path, RawPath: r.URL.RawPath, RawQuery: query}
 	location := clean.String()
 	if strings.HasPrefix(location, "//") { // would be another host
 		location = "/" + strings.TrimLeft(location, "/")
 	}
-	w.Header().Set("Referrer-Policy", "no-referrer")
-	w.Header().Set("Cache-Control", "no-store")
-	w.Header().Set("Location", location)
-	w.WriteHeader(http.StatusFound)
+	h := w.Header()
+	h.Set("Referrer-Policy", "no-referrer")
+	h.Set("Cache-Control", "no-store")
+	h.Set("Content-Type", "text/html; charset=utf-8")
+	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+	_, _ = fmt.Fprintf(w, `<!doctype html><meta http-equiv="refresh" content="0;url=%s"><title>Nestbox</title><a href="%[1]s">Continue</a>`,
+		html.EscapeString(strings.ReplaceAll(location, "'", "%27")))
 }
 
-// withoutToken removes our parameter from a query and leaves the rest of it
-// byte for byte as it was.
-func withoutToken(query string) string {
-	kept := []string{}
-	for part := range strings.SplitSeq(query, "&") {
-		name, _, _ := strings.Cut(part, "=")
-		if decoded, err := url.QueryUnescape(name); err == nil && decoded == tokenParam {
+// withoutToken removes our parameter from a query, whichever separator is beside
+// it, and leaves the rest of it byte for byte as it was.
+func withoutToken(query string) (rest string, tokens []string) {
+	for len(query) > 0 {
+		end := strings.IndexAny(query, "&;")
+		part, separator := query, ""
+		if end >= 0 {
+			part, separator = query[:end], query[end:end+1]
+		}
+		query = query[len(part)+len(separator):]
+		name, value, _ := strings.Cut(part, "=")
+		if decoded, err := url.QueryUnescape(name); err != nil || !strings.EqualFold(decoded, tokenParam) {
+			rest += part + separator
 			continue
 		}
-		kept = append(kept, part)
+		if separator == "" && rest != "" { // it was the last one
+			rest = rest[:len(rest)-1]
+		}
+		if token, err := url.QueryUnescape(value); err == nil && token != "" {
+			tokens = append(tokens, token)
+		}
 	}
-	return strings.Join(kept, "&")
+	return rest, tokens
 }
 
 // strip removes our credentials from a request that goes into a capsule. What
 // is the program's own stays byte for byte.
 func strip(out *http.Request) {
 	out.Header.Del(keyHeader)
-	out.URL.RawQuery = withoutToken(out.URL.RawQuery)
-	lines := out.Header.Values("Cookie")
-	out.Header.Del("Cookie")
-	for _, line := range lines {
+	out.Trailer.Del(keyHeader)
+	keepValues(out.Header, "Authorization", func(value string) (string, bool) { return value, bearer(value) == "" })
+	out.URL.RawQuery, _ = withoutToken(out.URL.RawQuery)
+	keepValues(out.Header, "Referer", func(value string) (string, bool) {
+		address, query, found := strings.Cut(value, "?")
+		query, tokens := withoutToken(query)
+		switch {
+		case len(tokens) == 0:
+			return value, !strings.Contains(strings.ToLower(value), tokenParam) // in a form that is not ours
+		case query == "" && found:
+			return address, true
+		}
+		return address + "?" + query, true
+	})
+	keepValues(out.Header, "Cookie", func(line string) (string, bool) {
 		kept := []string{}
 		for part := range strings.SplitSeq(line, ";") {
 			name, _, _ := strings.Cut(strings.TrimSpace(part), "=")
-			if name != tokenCookie && name != "" {
+			if strings.TrimSpace(name) != tokenCookie && name != "" {
 				kept = append(kept, strings.TrimSpace(part))
 			}
 		}
-		if len(kept) > 0 {
-			out.Header.Add("Cookie", strings.Join(kept, "; "))
+		return strings.Join(kept, "; "), len(kept) > 0
+	})
+}
+
+// keepValues replaces the values of a header by what keep makes of each.
+func keepValues(h http.Header, name string, keep func(string) (string, bool)) {
+	values := h.Values(name)
+	if len(values) == 0 {
+		return
+	}
+	kept := []string{}
+	for _, v := range values {
+		if v, ok := keep(v); ok {
+			kept = append(kept, v)
 		}
 	}
+	h.Del(name)
+	for _, v := range kept {
+		h.Add(name, v)
+	}
+}
+
+// confine takes from an answer what would reach beyond its own host name: cookies
+// for the whole domain, where other capsules are, and cookies of our name.
+func confine(res *http.Response) error {
+	keepValues(res.Header, "Set-Cookie", func(line string) (string, bool) {
+		parts := strings.Split(line, ";")
+		name, _, _ := strings.Cut(parts[0], "=")
+		if strings.TrimSpace(name) == tokenCookie {
+			return "", false
+		}
+		kept := parts[:1]
+		for _, attribute := range parts[1:] {
+			key, _, _ := strings.Cut(attribute, "=")
+			if !strings.EqualFold(strings.TrimSpace(key), "Domain") {
+				kept = append(kept, attribute)
+			}
+		}
+		return strings.Join(kept, ";"), true
+	})
+	res.Header.Del("Clear-Site-Data") // it clears cookies of the whole domain
+	return nil
 }

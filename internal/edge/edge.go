@@ -16,22 +16,30 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/nestbox/nestbox"
 	"github.com/nestbox/nestbox/internal/control"
+	"github.com/nestbox/nestbox/internal/door"
 )
 
 // Ports is what the edge asks of the control plane: *control.Ports.
 type Ports interface {
-	Authorize(ctx context.Context, capsule string, port uint16, cred control.PortCredential) error
+	Authorize(ctx context.Context, capsule string, port uint16, cred control.PortCredential) (control.Caller, error)
 	Dial(ctx context.Context, capsule string, port uint16) (net.Conn, error)
+}
+
+// Keys ends what a removed key let through: *control.Keys.
+type Keys interface {
+	Hold(ctx context.Context, by control.Caller) (_ context.Context, release func())
 }
 
 // Config is what an Edge is made of.
 type Config struct {
 	Domain string // of capsule ports, in lower case: "localhost"
 	Ports  Ports
+	Keys   Keys         // nil = what a removed key let through is not ended
 	API    http.Handler // everything else
 	Log    *slog.Logger
 }
@@ -48,6 +56,7 @@ const (
 	idlePerTarget = 8
 	idleAtAll     = 512
 	idleFor       = 30 * time.Second
+	maxHeader     = 64 << 10 // bytes of a program's answer before its body
 )
 
 // New returns an Edge. Close it to close idle connections.
@@ -59,13 +68,19 @@ func New(cfg Config) *Edge {
 		MaxIdleConns:        idleAtAll,
 		MaxIdleConnsPerHost: idlePerTarget,
 		IdleConnTimeout:     idleFor,
+		ReadBufferSize:      4 << 10,
+		WriteBufferSize:     4 << 10,
+
+		MaxResponseHeaderBytes: maxHeader,
 	}
 	e.proxy = &httputil.ReverseProxy{
-		Rewrite:       rewrite,
-		Transport:     e.transport,
-		FlushInterval: -1, // a stream is passed on as it comes
-		ErrorHandler:  e.failed,
-		ErrorLog:      slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug),
+		Rewrite:        rewrite,
+		ModifyResponse: confine,
+		BufferPool:     newBuffers(),
+		Transport:      e.transport,
+		FlushInterval:  -1, // a stream is passed on as it comes
+		ErrorHandler:   e.failed,
+		ErrorLog:       slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug),
 	}
 	return e
 }
@@ -95,20 +110,46 @@ func (e *Edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		e.cfg.API.ServeHTTP(w, r)
 		return
 	}
-	cred, source := credential(r)
-	if err := e.cfg.Ports.Authorize(r.Context(), t.capsule, t.port, cred); err != nil {
+	cred, inQuery := credential(r)
+	by, err := e.cfg.Ports.Authorize(r.Context(), t.capsule, t.port, cred)
+	if err != nil {
 		e.refuse(w, r, err)
 		return
 	}
-	if source == fromQuery && isNavigation(r) {
-		rememberToken(w, r, cred.Token)
+	release, err := door.Admit(r.Context(), by.TeamID, false)
+	if err != nil {
+		e.refuse(w, r, err)
 		return
+	}
+	defer release()
+	if inQuery != "" && isNavigation(r) {
+		rememberToken(w, r, inQuery)
+		return
+	}
+	ctx := r.Context()
+	if e.cfg.Keys != nil {
+		var done func()
+		ctx, done = e.cfg.Keys.Hold(ctx, by)
+		defer done()
 	}
 	// A program may answer while the request's body is still coming. Where this
 	// cannot be (HTTP/2 always can) the proxy works without.
 	_ = http.NewResponseController(w).EnableFullDuplex()
-	e.proxy.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), targetKey{}, t)))
+	e.proxy.ServeHTTP(w, r.WithContext(context.WithValue(ctx, targetKey{}, t)))
 }
+
+// buffers are those of bodies on their way.
+type buffers struct{ pool sync.Pool }
+
+func newBuffers() *buffers {
+	return &buffers{sync.Pool{New: func() any { return make([]byte, 32<<10) }}}
+}
+
+// Get implements httputil.BufferPool.
+func (b *buffers) Get() []byte { return b.pool.Get().([]byte) }
+
+// Put implements httputil.BufferPool.
+func (b *buffers) Put(buf []byte) { b.pool.Put(buf) } //nolint:staticcheck // a slice header each is little
 
 // rewrite makes the request that goes into the capsule: everything but our
 // credentials, and where it came from.

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/cookiejar"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 
@@ -36,14 +37,14 @@ type scriptedPorts struct {
 	dialErr  error
 }
 
-func (p *scriptedPorts) Authorize(_ context.Context, _ string, _ uint16, cred control.PortCredential) error {
+func (p *scriptedPorts) Authorize(_ context.Context, _ string, _ uint16, cred control.PortCredential) (control.Caller, error) {
 	if p.authErr != nil {
-		return p.authErr
+		return control.Caller{}, p.authErr
 	}
-	if cred.APIKey == goodKey || cred.Token == goodToken {
-		return nil
+	if slices.Contains(cred.APIKeys, goodKey) || slices.Contains(cred.Tokens, goodToken) {
+		return control.Caller{}, nil
 	}
-	return nestbox.Errorf(nestbox.CodeUnauthenticated, "no valid credential")
+	return control.Caller{}, nestbox.Errorf(nestbox.CodeUnauthenticated, "no valid credential")
 }
 
 func (p *scriptedPorts) Dial(ctx context.Context, _ string, _ uint16) (net.Conn, error) {
@@ -191,12 +192,23 @@ func TestCredentials(t *testing.T) {
 		"none":             {"/", nil, 401},
 		"a key":            {"/", []string{"X-API-Key", goodKey}, 200},
 		"a wrong key":      {"/", []string{"X-API-Key", "wrn_x"}, 401},
-		"a bearer":         {"/", []string{"Authorization", "Bearer " + goodKey}, 401}, // that header is the program's own
+		"a bearer":         {"/", []string{"Authorization", "Bearer " + goodKey}, 200},
+		"a foreign bearer": {"/", []string{"Authorization", "Bearer abc"}, 401}, // which is the program's own
 		"a token":          {"/?nestbox-token=" + goodToken, nil, 200},
 		"a wrong token":    {"/?nestbox-token=x", nil, 401},
 		"a cookie":         {"/", []string{"Cookie", "nestbox-token=" + goodToken}, 200},
 		"a wrong cookie":   {"/", []string{"Cookie", "nestbox-token=x"}, 401},
-		"key before token": {"/?nestbox-token=" + goodToken, []string{"X-API-Key", "wrn_x"}, 401},
+		"any one will do":  {"/?nestbox-token=" + goodToken, []string{"X-API-Key", "wrn_x"}, 200},
+		"after ;":          {"/?a=1;nestbox-token=" + goodToken, nil, 200},
+		"several cookies":  {"/", []string{"Cookie", "nestbox-token=x; nestbox-token=" + goodToken}, 200},
+
+		"a cookie, of its own page":    {"/", []string{"Cookie", "nestbox-token=" + goodToken, "Origin", r.url, "Sec-Fetch-Site", "same-origin"}, 200},
+		"a cookie, of the address bar": {"/", []string{"Cookie", "nestbox-token=" + goodToken, "Sec-Fetch-Site", "none"}, 200},
+		"a cookie, of another capsule": {"/", []string{"Cookie", "nestbox-token=" + goodToken, "Sec-Fetch-Site", "same-site"}, 401},
+		"a cookie, of another site":    {"/", []string{"Cookie", "nestbox-token=" + goodToken, "Sec-Fetch-Site", "cross-site"}, 401},
+		"a cookie, of another origin":  {"/", []string{"Cookie", "nestbox-token=" + goodToken, "Origin", "http://3001-x.localhost"}, 401},
+		"a cookie, of no origin":       {"/", []string{"Cookie", "nestbox-token=" + goodToken, "Origin", "null"}, 401},
+		"a key, of another origin":     {"/", []string{"X-API-Key", goodKey, "Origin", "http://elsewhere.example"}, 200},
 	} {
 		res, body := r.do(t, http.MethodGet, c.path, nil, c.headers...)
 		require.Equal(t, c.want, res.StatusCode, "%s: %s", name, body)
@@ -216,6 +228,23 @@ func TestCredentialsStayOutside(t *testing.T) {
 	require.Contains(t, body, "GET /a%2Fb?x=1&y=%20; host="+r.host, "the rest is byte for byte what was sent")
 	require.Contains(t, body, `Cookie: own="a b"; other=2`)
 	require.Contains(t, body, "Authorization: Basic dTpw", "the program's own credential passes")
+	for name, c := range map[string][]string{
+		"bearer":       {"/", "Authorization", "Bearer " + goodKey},
+		"odd bearer":   {"/", "Authorization", "  bearer   " + goodKey + " ", "X-API-Key", goodKey},
+		"E2B's form":   {"/", "Authorization", "Bearer e2b_" + goodKey[4:], "X-API-Key", goodKey},
+		"semicolons":   {"/?a=1;nestbox-token=" + goodToken + ";b=2"},
+		"casing":       {"/?NestBox-Token=" + goodToken, "X-API-Key", goodKey},
+		"twice":        {"/?nestbox-token=" + goodToken + "&nestbox-token=" + goodToken},
+		"referer":      {"/", "Referer", r.url + "/p?x=1&nestbox-token=" + goodToken + "&y=2", "X-API-Key", goodKey},
+		"odd referer":  {"/", "Referer", r.url + "/p#nestbox-token=" + goodToken, "X-API-Key", goodKey},
+		"many cookies": {"/", "Cookie", "nestbox-token=" + goodToken + "; a=1; nestbox-token =" + goodToken, "Cookie", "nestbox-token=" + goodToken},
+		"two keys":     {"/", "X-API-Key", goodKey, "X-API-Key", goodKey},
+	} {
+		res, body := r.do(t, http.MethodGet, c[0], nil, c[1:]...)
+		require.Equal(t, 200, res.StatusCode, name)
+		require.NotContains(t, body, goodKey[4:], name)
+		require.NotContains(t, body, goodToken, name)
+	}
 	require.Contains(t, body, "X-Forwarded-Host: "+r.host)
 }
 
@@ -227,8 +256,12 @@ func TestBrowserVisit(t *testing.T) {
 	r.client.Jar = jar
 	res, body := r.do(t, http.MethodGet, "/page?a=1&nestbox-token="+goodToken, nil, "Accept", "text/html")
 	require.Equal(t, 200, res.StatusCode)
+	require.NotContains(t, body, goodToken, "the address that it is sent to has no token")
+	require.Contains(t, body, `content="0;url=/page?a=1"`)
+	require.Equal(t, "no-referrer", res.Header.Get("Referrer-Policy"))
+	require.Contains(t, res.Header.Get("Set-Cookie"), "SameSite=Strict")
+	_, body = r.do(t, http.MethodGet, "/page?a=1", nil, "Accept", "text/html")
 	require.Contains(t, body, "GET /page?a=1 ")
-	require.NotContains(t, res.Request.URL.String(), goodToken, "the address bar shows no token")
 	res, _ = r.do(t, http.MethodGet, "/style.css", nil)
 	require.Equal(t, 200, res.StatusCode, "the page's own requests work")
 }
@@ -236,10 +269,47 @@ func TestBrowserVisit(t *testing.T) {
 func TestVisitCannotBeSentElsewhere(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, echo)
-	r.client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-	res, _ := r.do(t, http.MethodGet, "//evil.example/?nestbox-token="+goodToken, nil, "Accept", "text/html")
-	require.Equal(t, 302, res.StatusCode)
-	require.Equal(t, "/evil.example/", res.Header.Get("Location"))
+	for path, want := range map[string]string{
+		"//evil.example/?nestbox-token=":         `url=/evil.example/"`,
+		`/%22%3E%3Cscript%3E?nestbox-token=`:     `url=/%22%3E%3Cscript%3E"`,
+		`/a?x=%22%3E"><script>&'&nestbox-token=`: `url=/a?x=%22%3E&#34;&gt;&lt;script&gt;&amp;%27"`,
+	} {
+		_, body := r.do(t, http.MethodGet, path+goodToken, nil, "Accept", "text/html")
+		require.Contains(t, body, want)
+	}
+}
+
+// TestAnswersAreConfined: a program cannot reach beyond its own host name.
+func TestAnswersAreConfined(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Add("Set-Cookie", "a=1; Domain=localhost; Path=/; HttpOnly")
+		w.Header().Add("Set-Cookie", "b=2; path=/ ; dOmAiN = .localhost")
+		w.Header().Add("Set-Cookie", "nestbox-token=evil; Path=/")
+		w.Header().Add("Set-Cookie", "c=domain")
+		w.Header().Set("Clear-Site-Data", `"cookies"`)
+	}))
+	res, _ := r.do(t, http.MethodGet, "/", nil, "X-API-Key", goodKey)
+	require.Equal(t, []string{"a=1; Path=/; HttpOnly", "b=2; path=/", "c=domain"}, res.Header.Values("Set-Cookie"))
+	require.Empty(t, res.Header.Get("Clear-Site-Data"))
+}
+
+// TestEndlessHeaders: what a program says before its body is bounded.
+func TestEndlessHeaders(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		conn, _, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\n")
+		for err == nil {
+			_, err = io.WriteString(conn, "X-A: "+strings.Repeat("b", 1000)+"\r\n")
+		}
+	}))
+	res, _ := r.do(t, http.MethodGet, "/", nil, "X-API-Key", goodKey)
+	require.Equal(t, http.StatusBadGateway, res.StatusCode)
 }
 
 func TestRefusals(t *testing.T) {

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/nestbox/nestbox"
@@ -56,4 +57,30 @@ func scanKey(r row) (k nestbox.APIKey, err error) {
 	err = r.Scan(&k.ID, &k.TeamID, &k.Name, &k.Prefix, &k.Hash, &created, &used)
 	k.CreatedAt, k.LastUsed = fromMicros(created), fromMicros(used)
 	return k, err
+}
+
+// Key returns a key by its id. CodeNotFound.
+func (s *Store) Key(ctx context.Context, id string) (nestbox.APIKey, error) {
+	k, err := scanKey(s.queryRow(ctx, `SELECT `+keyColumns+` FROM api_keys WHERE id = ?`, id))
+	return k, fail("read a key", notFound(err, "API key not found"))
+}
+
+// KeysAmong returns those of the ids that are of keys.
+func (s *Store) KeysAmong(ctx context.Context, ids []string) (map[string]bool, error) {
+	found := map[string]bool{}
+	for chunk := range slices.Chunk(ids, 500) {
+		args := make([]any, len(chunk))
+		for i, id := range chunk {
+			args[i] = id
+		}
+		there, err := list(ctx, s, "look for keys", func(r row) (id string, err error) { return id, r.Scan(&id) },
+			`SELECT id FROM api_keys WHERE id IN (`+marks(len(chunk))+`)`, args...)
+		if err != nil {
+			return nil, err
+		}
+		for _, id := range there {
+			found[id] = true
+		}
+	}
+	return found, nil
 }

@@ -24,6 +24,8 @@ import (
 	"github.com/nestbox/nestbox"
 	"github.com/nestbox/nestbox/internal/control"
 	"github.com/nestbox/nestbox/internal/guest"
+	"github.com/nestbox/nestbox/internal/meter"
+	"github.com/nestbox/nestbox/internal/spool"
 )
 
 // Config is what the API is made of. Zero limits mean the defaults.
@@ -39,7 +41,10 @@ type Config struct {
 	MaxJSONBytes   int64         // of a JSON request; 0 = 8 MiB
 	MaxUploadBytes int64         // of files/write, and of what is spooled; 0 = 100 MiB
 	MaxSpools      int           // uploads spooled at a time; 0 = 16
-	SpoolDir       string        // for uploads whose file comes before its path; "" = os.TempDir
+	SpoolDir       string        // for uploads whose file comes before its path, and for answers; "" = os.TempDir
+	MaxSpoolBytes  int64         // of answers on disk; 0 = 1 GiB
+	MaxMemory      int64         // that requests may make the server hold; 0 = 512 MiB
+	MaxTeamMemory  int64         // of it those of one team; 0 = a quarter
 	PingInterval   time.Duration // between pings on a WebSocket; 0 = 20 s
 	EventInterval  time.Duration // between comments in Server-Sent Events; 0 = 15 s
 	PongTimeout    time.Duration // a WebSocket peer that showed no life for so long is gone; 0 = 2 min
@@ -53,6 +58,9 @@ func (c Config) withDefaults() Config {
 	orDefault(&c.MaxUploadBytes, 100<<20)
 	orDefault(&c.MaxSpools, 16)
 	orDefault(&c.SpoolDir, os.TempDir())
+	orDefault(&c.MaxSpoolBytes, 1<<30)
+	orDefault(&c.MaxMemory, 512<<20)
+	orDefault(&c.MaxTeamMemory, c.MaxMemory/4)
 	orDefault(&c.PingInterval, 20*time.Second)
 	orDefault(&c.EventInterval, 15*time.Second)
 	orDefault(&c.PongTimeout, 2*time.Minute)
@@ -85,6 +93,8 @@ type server struct {
 	open    huma.API      // operations that need no key, or ask for it themselves
 	spools  chan struct{} // one token for each upload that is spooled
 	buffers sync.Pool     // *bytes.Buffer, of frames
+	answers *spool.Pool   // what is collected before it can be sent
+	memory  *meter.Meter
 }
 
 func newServer(cfg Config) *server {
@@ -96,6 +106,8 @@ func newServer(cfg Config) *server {
 		log:     cfg.Log,
 		root:    chi.NewRouter(),
 		spools:  make(chan struct{}, cfg.MaxSpools),
+		answers: spool.NewPool(cfg.SpoolDir, cfg.MaxSpoolBytes),
+		memory:  meter.New(cfg.MaxMemory, cfg.MaxTeamMemory),
 		buffers: sync.Pool{New: func() any { return new(bytes.Buffer) }},
 	}
 	s.root.Use(s.observe)

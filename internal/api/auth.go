@@ -72,7 +72,8 @@ func (s *server) admit(ctx context.Context, caller control.Caller, essential boo
 		return nil, nil, err
 	}
 	ctx, done := s.control.Keys.Hold(ctx, caller)
-	return ctx, func() { done(); release() }, nil
+	ctx, giveBack := s.memory.Begin(ctx, caller.TeamID)
+	return ctx, func() { giveBack(); done(); release() }, nil
 }
 
 // essential reports whether a request is for what must work while everything

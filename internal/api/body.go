@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +16,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 
 	"github.com/nestbox/nestbox"
+	"github.com/nestbox/nestbox/internal/meter"
 )
 
 // readJSON reads the whole body of a JSON operation, within a limit of size
@@ -24,7 +26,9 @@ func (s *server) readJSON(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, err := s.readBody(w, r, s.cfg.MaxJSONBytes)
 		if err == nil && len(body) > 0 {
-			err = checkContentType(r.Header.Get("Content-Type"))
+			if err = checkContentType(r.Header.Get("Content-Type")); err == nil {
+				err = takeDecoded(r.Context(), body)
+			}
 			r.Header.Set("Content-Type", "application/json")
 		}
 		if err != nil {
@@ -37,24 +41,66 @@ func (s *server) readJSON(next http.Handler) http.Handler {
 }
 
 // readBody reads a body of at most limit bytes.
-func (s *server) readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, error) {
+func (s *server) readBody(w http.ResponseWriter, r *http.Request, limit int64) (body []byte, err error) {
 	tooLarge := nestbox.Errorf(nestbox.CodeTooLarge, "request body is larger than %d bytes", limit)
 	rc := http.NewResponseController(w)
 	_ = rc.SetReadDeadline(time.Now().Add(s.cfg.BodyTimeout)) // best effort: recorders have none
-	defer func() { _ = rc.SetReadDeadline(time.Time{}) }()
+	defer func() {
+		if err == nil {
+			_ = rc.SetReadDeadline(time.Time{})
+		}
+	}()
 	if r.ContentLength > limit {
 		refuse(r, r.Body)
 		return nil, tooLarge
 	}
-	body, err := io.ReadAll(io.LimitReader(r.Body, limit+1))
+	body, err = readAll(r.Context(), r.Body, limit)
 	switch {
-	case err != nil:
-		return nil, nestbox.Errorf(nestbox.CodeInvalid, "request body could not be read: %w", err)
-	case int64(len(body)) > limit:
+	case errors.Is(err, errLonger):
 		discard(r.Body)
 		return nil, tooLarge
+	case nestbox.CodeOf(err) == nestbox.CodeInternal:
+		return nil, nestbox.Errorf(nestbox.CodeInvalid, "request body could not be read: %w", err)
 	}
-	return body, nil
+	return body, err
+}
+
+var errLonger = errors.New("it is longer than it may be")
+
+// readAll reads at most limit bytes, and takes them from the request's memory as
+// they come. errLonger: there are more.
+func readAll(ctx context.Context, r io.Reader, limit int64) ([]byte, error) {
+	buf := make([]byte, 0, 4<<10)
+	for {
+		if len(buf) == cap(buf) {
+			more := min(2*int64(cap(buf)), limit+1)
+			if more > meter.Small {
+				if err := meter.Take(ctx, more-int64(cap(buf))); err != nil {
+					return nil, err
+				}
+			}
+			buf = append(make([]byte, 0, more), buf...)
+		}
+		n, err := r.Read(buf[len(buf):cap(buf)])
+		buf = buf[:len(buf)+n]
+		switch {
+		case int64(len(buf)) > limit:
+			return nil, errLonger
+		case errors.Is(err, io.EOF):
+			return buf, nil
+		case err != nil:
+			return nil, err
+		}
+	}
+}
+
+// takeDecoded takes what JSON needs once it is decoded.
+func takeDecoded(ctx context.Context, body []byte) error {
+	const valueCost = 112 // of an element of any type, and of what it is turned into
+	if need := 2*int64(len(body)) + valueCost*int64(countValues(body)); need > meter.Small {
+		return meter.Take(ctx, need)
+	}
+	return nil
 }
 
 // refuse discards a body that is refused for its length alone, unless the
@@ -68,7 +114,7 @@ func refuse(r *http.Request, body io.Reader) {
 // discard reads on for a while, so that a client that is still sending gets to
 // read the answer rather than a reset connection.
 func discard(body io.Reader) {
-	_, _ = io.CopyN(io.Discard, body, 256<<20)
+	_, _ = io.CopyN(io.Discard, body, 32<<20)
 }
 
 // checkContentType refuses what is not meant as JSON. No content type, and the

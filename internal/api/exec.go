@@ -2,10 +2,11 @@ package api
 
 import (
 	"context"
-	"encoding/base64"
+	"errors"
 	"net/http"
 	"time"
-	"unicode/utf8"
+
+	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/nestbox/nestbox"
 	"github.com/nestbox/nestbox/internal/control"
@@ -43,19 +44,14 @@ type execInput struct {
 	Body execBody
 }
 
-type execOutput struct {
-	Status int
-	Body   any
-}
-
 // execResult is the answer of a foreground command.
 type execResult struct {
 	SandboxID  string `json:"sandbox_id"`
 	Cmd        string `json:"cmd"`
 	ID         string `json:"id" doc:"The process's id"`
 	PID        int    `json:"pid"`
-	Stdout     string `json:"stdout"`
-	Stderr     string `json:"stderr"`
+	Stdout     string `json:"stdout,omitempty" required:"true"` // written apart
+	Stderr     string `json:"stderr,omitempty" required:"true"`
 	ExitCode   int    `json:"exit_code" doc:"Exit status, or 128 + the signal's number"`
 	DurationMS int64  `json:"duration_ms"`
 	Encoding   string `json:"encoding" enum:"utf-8,base64" doc:"Of stdout and stderr: base64 if either is not UTF-8"`
@@ -93,7 +89,7 @@ func (s *server) registerExec() {
 	op.Responses["202"] = accepted
 }
 
-func (s *server) exec(ctx context.Context, caller control.Caller, in *execInput) (*execOutput, error) {
+func (s *server) exec(ctx context.Context, caller control.Caller, in *execInput) (*written, error) {
 	spec := in.Body.spec()
 	if err := spec.Validate(); err != nil {
 		return nil, err
@@ -104,36 +100,39 @@ func (s *server) exec(ctx context.Context, caller control.Caller, in *execInput)
 	if spec.Timeout == 0 {
 		spec.Timeout = defaultExecTimeout
 	}
-	res, err := s.control.Processes.Exec(ctx, caller, in.ID, spec)
+	stdout, stderr := s.answers.New(), s.answers.New()
+	done := func() { _ = errors.Join(stdout.Close(), stderr.Close()) } // nobody reads them any more
+	res, err := s.control.Processes.Exec(ctx, caller, in.ID, spec, stdout, stderr)
 	if err != nil {
+		done()
 		return nil, err
 	}
-	out := execResult{
-		SandboxID: in.ID, Cmd: spec.Cmd, ID: res.Process.ID.String(), PID: res.Process.PID,
-		DurationMS: res.Duration.Milliseconds(), Truncated: res.Truncated,
-	}
-	out.Stdout, out.Stderr, out.Encoding = encodeStreams(res.Stdout, res.Stderr)
-	if exit := res.Process.Exit; exit != nil {
-		out.ExitCode, out.Signal, out.Reason = exit.Code, exit.Signal, string(exit.Reason)
-	}
-	return &execOutput{Status: http.StatusOK, Body: out}, nil
+	return &written{Body: func(hc huma.Context) {
+		defer done()
+		out := execResult{
+			SandboxID: in.ID, Cmd: spec.Cmd, ID: res.Process.ID.String(), PID: res.Process.PID,
+			DurationMS: res.Duration.Milliseconds(), Truncated: res.Truncated, Encoding: "utf-8",
+		}
+		if !stdout.UTF8() || !stderr.UTF8() {
+			out.Encoding = encodingBase64
+		}
+		if exit := res.Process.Exit; exit != nil {
+			out.ExitCode, out.Signal, out.Reason = exit.Code, exit.Signal, string(exit.Reason)
+		}
+		w := beginJSON(hc, http.StatusOK)
+		w.object(out, member{"stdout", stdout}, member{"stderr", stderr})
+		_ = w.end() // the client may be gone
+	}}, nil
 }
 
-// encodeStreams returns both outputs as text, or both as base64.
-func encodeStreams(stdout, stderr []byte) (out, errs, encoding string) {
-	if utf8.Valid(stdout) && utf8.Valid(stderr) {
-		return string(stdout), string(stderr), "utf-8"
-	}
-	return base64.StdEncoding.EncodeToString(stdout), base64.StdEncoding.EncodeToString(stderr), "base64"
-}
-
-func (s *server) execBackground(ctx context.Context, caller control.Caller, id string, spec nestbox.ProcessSpec) (*execOutput, error) {
+func (s *server) execBackground(ctx context.Context, caller control.Caller, id string, spec nestbox.ProcessSpec) (*written, error) {
 	p, err := s.control.Processes.Start(ctx, caller, id, spec)
 	if err != nil {
 		return nil, err
 	}
-	return &execOutput{
-		Status: http.StatusAccepted,
-		Body:   execStarted{SandboxID: id, Cmd: spec.Cmd, ID: p.ID.String(), PID: p.PID, Tag: p.Tag},
-	}, nil
+	return &written{Body: func(hc huma.Context) {
+		w := beginJSON(hc, http.StatusAccepted)
+		w.value(execStarted{SandboxID: id, Cmd: spec.Cmd, ID: p.ID.String(), PID: p.PID, Tag: p.Tag})
+		_ = w.end() // the client may be gone
+	}}, nil
 }

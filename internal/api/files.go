@@ -5,6 +5,8 @@ import (
 	"io/fs"
 	"net/http"
 
+	"github.com/danielgtaylor/huma/v2"
+
 	"github.com/nestbox/nestbox"
 	"github.com/nestbox/nestbox/internal/control"
 	"github.com/nestbox/nestbox/internal/guest"
@@ -76,10 +78,6 @@ type fileList struct {
 	Entries []fileEntry `json:"entries" nullable:"false"`
 }
 
-type listFilesOutput struct {
-	Body fileList
-}
-
 type oneFile struct {
 	Entry fileEntry `json:"entry"`
 }
@@ -98,13 +96,14 @@ func exampleFile() fileEntry {
 func (s *server) registerFiles() {
 	const tag = "Files"
 	path := pathBody{Path: "/root/a.txt"}
-	register(s, operation{
+	list := operation{
 		id: "listFiles", method: http.MethodPost, path: "/v1/capsules/{id}/files/list", tag: tag,
 		summary: "List a directory", about: "Sorted by path. Symlinks are not followed. At most 100,000 entries, else 413.",
 		request: listFilesBody{Path: "/root", Depth: 1},
-		answer:  fileList{Entries: []fileEntry{exampleFile()}},
 		errors:  append([]int{http.StatusRequestEntityTooLarge}, capsuleErrors...),
-	}, s.listFiles)
+	}
+	register(s, list, s.listFiles)
+	s.documented(list).Responses["200"].Content = s.jsonContent(fileList{Entries: []fileEntry{exampleFile()}})
 	register(s, operation{
 		id: "statFile", method: http.MethodPost, path: "/v1/capsules/{id}/files/stat", tag: tag,
 		summary: "Describe a file or directory",
@@ -130,7 +129,7 @@ func (s *server) registerFiles() {
 	}, s.removeFile)
 }
 
-func (s *server) listFiles(ctx context.Context, caller control.Caller, in *listFilesInput) (*listFilesOutput, error) {
+func (s *server) listFiles(ctx context.Context, caller control.Caller, in *listFilesInput) (*written, error) {
 	f, err := s.files(ctx, caller, in.ID, in.Body.Path)
 	if err != nil {
 		return nil, err
@@ -139,11 +138,11 @@ func (s *server) listFiles(ctx context.Context, caller control.Caller, in *listF
 	if err != nil {
 		return nil, err
 	}
-	out := &listFilesOutput{Body: fileList{Entries: make([]fileEntry, 0, len(list))}}
-	for _, info := range list {
-		out.Body.Entries = append(out.Body.Entries, toFileEntry(info))
-	}
-	return out, nil
+	return &written{Body: func(hc huma.Context) {
+		w := beginJSON(hc, http.StatusOK)
+		array(w, "entries", len(list), func(i int) fileEntry { return toFileEntry(list[i]) })
+		_ = w.end() // the client may be gone
+	}}, nil
 }
 
 func (s *server) entry(ctx context.Context, caller control.Caller, in *pathInput, do func(guest.Files) (nestbox.FileInfo, error)) (*entryOutput, error) {

@@ -37,6 +37,7 @@ func TestRemovedKeyEndsStreams(t *testing.T) {
 	defer feed.Close()
 	upload, err := http.NewRequestWithContext(ctx, http.MethodPut, r.url+r.path("/v1/capsules/{id}/files?path=/f"), content)
 	require.NoError(t, err)
+	upload.ContentLength = 1 << 30 // so that a refusal does not wait for the rest
 	upload.Header.Set("X-API-Key", r.key)
 	uploaded := make(chan error, 1)
 	go func() {

@@ -76,10 +76,6 @@ type listProcessesInput struct {
 	All bool `query:"all" doc:"Also those that have ended and are remembered"`
 }
 
-type listProcessesOutput struct {
-	Body processList
-}
-
 type getProcessInput struct {
 	ProcessPath
 	Wait string `query:"wait" doc:"Wait so long for its exit, up to 5m; the record is answered either way" example:"30s"`
@@ -128,12 +124,13 @@ func (s *server) registerProcesses() {
 		tag = "Processes"
 		one = "/v1/capsules/{id}/processes/{selector}"
 	)
-	register(s, operation{
+	list := operation{
 		id: "listProcesses", method: http.MethodGet, path: "/v1/capsules/{id}/processes", tag: tag,
 		summary: "List processes that the API started",
-		answer:  processList{Processes: []process{exampleProcess()}},
-		errors:  capsuleErrors,
-	}, s.listProcesses)
+		errors:  append([]int{http.StatusRequestEntityTooLarge}, capsuleErrors...),
+	}
+	register(s, list, s.listProcesses)
+	s.documented(list).Responses["200"].Content = s.jsonContent(processList{Processes: []process{exampleProcess()}})
 	register(s, operation{
 		id: "getProcess", method: http.MethodGet, path: one, tag: tag,
 		summary: "Get a process, or wait for its exit",
@@ -169,16 +166,16 @@ func (s *server) registerProcesses() {
 	stdin.RequestBody = &huma.RequestBody{Required: true, Content: content}
 }
 
-func (s *server) listProcesses(ctx context.Context, caller control.Caller, in *listProcessesInput) (*listProcessesOutput, error) {
+func (s *server) listProcesses(ctx context.Context, caller control.Caller, in *listProcessesInput) (*written, error) {
 	list, err := s.control.Processes.List(ctx, caller, in.ID, in.All)
 	if err != nil {
 		return nil, err
 	}
-	out := &listProcessesOutput{Body: processList{Processes: make([]process, 0, len(list))}}
-	for _, p := range list {
-		out.Body.Processes = append(out.Body.Processes, toProcess(p))
-	}
-	return out, nil
+	return &written{Body: func(hc huma.Context) {
+		w := beginJSON(hc, http.StatusOK)
+		array(w, "processes", len(list), func(i int) process { return toProcess(list[i]) })
+		_ = w.end() // the client may be gone
+	}}, nil
 }
 
 func (s *server) getProcess(ctx context.Context, caller control.Caller, in *getProcessInput) (*processOutput, error) {
@@ -264,6 +261,9 @@ func (s *server) readStdin(w http.ResponseWriter, r *http.Request, eof bool) ([]
 		return nil, false, nestbox.Errorf(nestbox.CodeInvalid, "request body is required")
 	}
 	if err := checkContentType(contentType); err != nil {
+		return nil, false, err
+	}
+	if err := takeDecoded(r.Context(), raw); err != nil {
 		return nil, false, err
 	}
 	body, err := decodeStrict[stdinBody](s, raw)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/nestbox/nestbox"
 	"github.com/nestbox/nestbox/internal/control"
+	"github.com/nestbox/nestbox/internal/meter"
 )
 
 // maxMessage bounds one message from a client, maxFirstMessage one from a client
@@ -37,11 +38,12 @@ type socket struct {
 	conn   *websocket.Conn
 	ctx    context.Context // ends when the client leaves or the server stops
 	cancel context.CancelCauseFunc
-	in     chan []byte    // messages from the client, closed when it leaves
-	wg     sync.WaitGroup // of everything that close waits for
-	life   atomic.Int64   // when the client last showed life, in Unix nanoseconds
-	busy   atomic.Bool    // a message waits to be taken, so that no pong can be seen
-	leave  func()         // nil until the caller is known
+	in     chan []byte                     // messages from the client, closed when it leaves
+	wg     sync.WaitGroup                  // of everything that close waits for
+	life   atomic.Int64                    // when the client last showed life, in Unix nanoseconds
+	busy   atomic.Bool                     // a message waits to be taken, so that no pong can be seen
+	leave  func()                          // nil until the caller is known
+	memory atomic.Pointer[context.Context] // to take it from; nil until the caller is known
 }
 
 // checkUpgrade refuses, with a JSON error, what is no WebSocket handshake.
@@ -102,6 +104,7 @@ func (k *socket) admit(caller control.Caller) error {
 		return err
 	}
 	k.leave = leave
+	k.memory.Store(&ctx)
 	context.AfterFunc(ctx, func() { k.cancel(context.Cause(ctx)) })
 	return nil
 }
@@ -112,7 +115,7 @@ func (k *socket) alive() { k.life.Store(time.Now().UnixNano()) }
 func (k *socket) receive() {
 	defer close(k.in)
 	for {
-		_, msg, err := k.conn.Read(k.ctx)
+		msg, err := k.read()
 		if err != nil {
 			k.cancel(errPeerGone)
 			return
@@ -125,6 +128,26 @@ func (k *socket) receive() {
 			return
 		}
 		k.busy.Store(false)
+	}
+}
+
+// read reads one message, within what the caller's requests may hold.
+func (k *socket) read() ([]byte, error) {
+	_, r, err := k.conn.Reader(k.ctx)
+	if err != nil {
+		return nil, err
+	}
+	held := k.ctx
+	if ctx := k.memory.Load(); ctx != nil {
+		held = *ctx
+	}
+	return readAll(held, r, maxMessage+1) // the reader has the limit, and says so
+}
+
+// done gives back what a message held.
+func (k *socket) done(msg []byte) {
+	if ctx := k.memory.Load(); ctx != nil && cap(msg) > meter.Small {
+		meter.Give(*ctx, int64(cap(msg)))
 	}
 }
 
@@ -243,7 +266,8 @@ func (k *socket) close(code websocket.StatusCode) {
 
 // discard takes the client's messages until it leaves.
 func (k *socket) discard() {
-	for range k.in {
+	for msg := range k.in {
+		k.done(msg)
 	}
 }
 

@@ -212,6 +212,7 @@ func (k *socket) receiveStart() (execStreamStart, error) {
 	if !ok {
 		return execStreamStart{}, context.Cause(k.ctx)
 	}
+	defer k.done(msg)
 	start, err := decodeStrict[execStreamStart](k.s, msg)
 	if err != nil {
 		return start, err
@@ -221,7 +222,7 @@ func (k *socket) receiveStart() (execStreamStart, error) {
 
 // stdinBacklog is how many messages of input may wait while the process does
 // not read. Then the client has to wait.
-const stdinBacklog = 8
+const stdinBacklog = 1
 
 // obey carries out the client's messages until it leaves. Input goes through a
 // queue of its own, so that stop is heard while the process does not read.
@@ -237,6 +238,7 @@ func (k *socket) obey(run *control.Run) {
 	})
 	for raw := range k.in {
 		m, err := decodeStrict[execStreamMessage](k.s, raw)
+		k.done(raw)
 		switch {
 		case err != nil:
 			k.sendError(err)

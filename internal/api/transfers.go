@@ -1,6 +1,7 @@
 package api
 
 import (
+	"errors"
 	"io"
 	"net/http"
 	"strconv"
@@ -194,8 +195,11 @@ type patientReader struct {
 func (p *patientReader) Read(b []byte) (int, error) {
 	_ = p.rc.SetReadDeadline(time.Now().Add(p.timeout)) // best effort: recorders have none
 	n, err := p.body.Read(b)
-	if err != nil {
+	switch {
+	case errors.Is(err, io.EOF):
 		_ = p.rc.SetReadDeadline(time.Time{})
+	case err != nil:
+		_ = p.rc.SetReadDeadline(time.Now()) // the server would wait for the rest of it
 	}
 	return n, err
 }

@@ -19,18 +19,17 @@ const overdue = 15 * time.Second
 
 // ExecResult is a process that ran to its end.
 type ExecResult struct {
-	Process        nestbox.Process // as started, with its Exit
-	Stdout, Stderr []byte
-	Truncated      bool          // there was more output than MaxExecOutput
-	Duration       time.Duration // from the request to the exit, as seen from here
+	Process   nestbox.Process // as started, with its Exit
+	Truncated bool            // there was more output than MaxExecOutput, or than there was room for
+	Duration  time.Duration   // from the request to the exit, as seen from here
 }
 
-// Exec runs a process in the foreground: it starts it, reads its output to the
-// leader's exit and returns both. Descendants that hold the output open are not
+// Exec runs a process in the foreground: it starts it, writes its output to stdout
+// and stderr up to the leader's exit, and returns how it ended. Descendants that hold the output open are not
 // waited for. Output over MaxExecOutput is read, so that the process does not
 // stall, and dropped. If ctx ends, the process goes on: CodeCanceled, or
 // CodeTimeout.
-func (p *Processes) Exec(ctx context.Context, by Caller, id string, spec nestbox.ProcessSpec) (ExecResult, error) {
+func (p *Processes) Exec(ctx context.Context, by Caller, id string, spec nestbox.ProcessSpec, stdout, stderr io.Writer) (ExecResult, error) {
 	procs, err := p.of(ctx, by, id)
 	if err != nil {
 		return ExecResult{}, err
@@ -46,7 +45,7 @@ func (p *Processes) Exec(ctx context.Context, by Caller, id string, spec nestbox
 	if err != nil {
 		return ExecResult{}, err
 	}
-	c := collector{processes: procs, reader: reader, result: ExecResult{Process: proc}}
+	c := collector{processes: procs, reader: reader, room: MaxExecOutput, stdout: stdout, stderr: stderr, result: ExecResult{Process: proc}}
 	err = c.run(ctx)
 	c.result.Duration = p.cfg.Now().Sub(begun)
 	if err != nil {
@@ -59,6 +58,9 @@ func (p *Processes) Exec(ctx context.Context, by Caller, id string, spec nestbox
 type collector struct {
 	processes guest.Processes
 	reader    guest.OutputReader
+	stdout    io.Writer
+	stderr    io.Writer
+	room      int // left of MaxExecOutput
 	result    ExecResult
 	next      int64 // the offset that was reached
 }
@@ -110,14 +112,17 @@ func (c *collector) take(event nestbox.OutputEvent) bool {
 	r.Process.Output.End = c.next
 	switch event.Kind {
 	case nestbox.EventData:
-		kept, total := &r.Stdout, &r.Process.Output.Stdout
+		kept, total := c.stdout, &r.Process.Output.Stdout
 		if event.Stream == nestbox.Stderr {
-			kept, total = &r.Stderr, &r.Process.Output.Stderr
+			kept, total = c.stderr, &r.Process.Output.Stderr
 		}
 		*total += int64(len(event.Data))
-		room := MaxExecOutput - len(r.Stdout) - len(r.Stderr)
-		r.Truncated = r.Truncated || len(event.Data) > room
-		*kept = append(*kept, event.Data[:min(len(event.Data), room)]...)
+		data := event.Data[:min(len(event.Data), c.room)]
+		c.room -= len(data)
+		if _, err := kept.Write(data); err != nil {
+			c.room, r.Truncated = 0, true // the process is read on, so that it does not stall
+		}
+		r.Truncated = r.Truncated || len(data) < len(event.Data)
 	case nestbox.EventGap:
 		r.Truncated = true
 	case nestbox.EventExit:

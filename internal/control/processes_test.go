@@ -3,6 +3,7 @@ package control
 import (
 	"bytes"
 	"context"
+	"errors"
 	"testing"
 	"time"
 
@@ -41,12 +42,24 @@ func newExecWorld(t *testing.T, events []*nestbox.OutputEvent) (*world, *fakePro
 	return w, &g.processes, w.create(t).ID
 }
 
+// executed is a result with its output.
+type executed struct {
+	ExecResult
+	Stdout, Stderr []byte
+}
+
+func execute(ctx context.Context, w *world, id string, spec nestbox.ProcessSpec) (executed, error) {
+	var stdout, stderr bytes.Buffer
+	res, err := w.Processes.Exec(ctx, w.me, id, spec, &stdout, &stderr)
+	return executed{res, stdout.Bytes(), stderr.Bytes()}, err
+}
+
 func TestExec(t *testing.T) {
 	t.Parallel()
 	// The exit is not the end of the output: a grandchild holds it open.
 	w, p, id := newExecWorld(t, script("out ", "2:err ", "more", "2:last"))
 	spec := nestbox.ProcessSpec{Cmd: "make", Args: []string{"all"}, Timeout: time.Minute}
-	got, err := w.Processes.Exec(t.Context(), w.me, id, spec)
+	got, err := execute(t.Context(), w, id, spec)
 	require.NoError(t, err)
 	require.Equal(t, spec, p.started)
 	require.Equal(t, []guest.Attach{{Lossless: true}}, p.attached)
@@ -62,7 +75,7 @@ func TestExec(t *testing.T) {
 func TestExecAttachesAgain(t *testing.T) {
 	t.Parallel()
 	w, p, id := newExecWorld(t, script("abc", "", "2:de", "", "", "", "f"))
-	got, err := w.Processes.Exec(t.Context(), w.me, id, nestbox.ProcessSpec{Cmd: "x"})
+	got, err := execute(t.Context(), w, id, nestbox.ProcessSpec{Cmd: "x"})
 	require.NoError(t, err)
 	require.Equal(t, "abcf", string(got.Stdout))
 	require.Equal(t, "de", string(got.Stderr))
@@ -73,7 +86,7 @@ func TestExecAttachesAgain(t *testing.T) {
 	require.Zero(t, p.open)
 
 	w, p, id = newExecWorld(t, script("abc", "", "", "", ""))
-	_, err = w.Processes.Exec(t.Context(), w.me, id, nestbox.ProcessSpec{Cmd: "x"})
+	_, err = execute(t.Context(), w, id, nestbox.ProcessSpec{Cmd: "x"})
 	requireCode(t, nestbox.CodeGuest, err)
 	require.Zero(t, p.open)
 }
@@ -82,13 +95,13 @@ func TestExecTruncates(t *testing.T) {
 	t.Parallel()
 	chunk := string(bytes.Repeat([]byte("x"), MaxExecOutput/4))
 	w, _, id := newExecWorld(t, script(chunk, "2:"+chunk, chunk, chunk))
-	got, err := w.Processes.Exec(t.Context(), w.me, id, nestbox.ProcessSpec{Cmd: "x"})
+	got, err := execute(t.Context(), w, id, nestbox.ProcessSpec{Cmd: "x"})
 	require.NoError(t, err)
 	require.False(t, got.Truncated, "exactly the limit")
 	require.Len(t, got.Stdout, 3*len(chunk))
 
 	w, _, id = newExecWorld(t, script(chunk, "2:"+chunk, chunk, chunk[1:], "2:ab", "c"))
-	got, err = w.Processes.Exec(t.Context(), w.me, id, nestbox.ProcessSpec{Cmd: "x"})
+	got, err = execute(t.Context(), w, id, nestbox.ProcessSpec{Cmd: "x"})
 	require.NoError(t, err)
 	require.True(t, got.Truncated)
 	require.Equal(t, MaxExecOutput, len(got.Stdout)+len(got.Stderr))
@@ -98,7 +111,7 @@ func TestExecTruncates(t *testing.T) {
 
 	gap := []*nestbox.OutputEvent{{Kind: nestbox.EventGap, Offset: 0, To: 10}}
 	w, _, id = newExecWorld(t, append(gap, script()...))
-	got, err = w.Processes.Exec(t.Context(), w.me, id, nestbox.ProcessSpec{Cmd: "x"})
+	got, err = execute(t.Context(), w, id, nestbox.ProcessSpec{Cmd: "x"})
 	require.NoError(t, err)
 	require.True(t, got.Truncated)
 }
@@ -112,7 +125,7 @@ func TestExecOfACallerThatLeaves(t *testing.T) {
 		<-p.waiting
 		leave()
 	}()
-	_, err := w.Processes.Exec(ctx, w.me, id, nestbox.ProcessSpec{Cmd: "x"})
+	_, err := execute(ctx, w, id, nestbox.ProcessSpec{Cmd: "x"})
 	requireCode(t, nestbox.CodeCanceled, err)
 	require.Zero(t, p.open, "the process does not wait for a reader that is gone")
 }
@@ -120,7 +133,22 @@ func TestExecOfACallerThatLeaves(t *testing.T) {
 func TestExecWithoutAnExit(t *testing.T) {
 	t.Parallel()
 	w, p, id := newExecWorld(t, []*nestbox.OutputEvent{{Kind: nestbox.EventClosed}})
-	_, err := w.Processes.Exec(t.Context(), w.me, id, nestbox.ProcessSpec{Cmd: "x"})
+	_, err := execute(t.Context(), w, id, nestbox.ProcessSpec{Cmd: "x"})
 	requireCode(t, nestbox.CodeGuest, err)
 	require.Zero(t, p.open)
 }
+
+// TestExecWithoutRoom: where the output cannot be put, the process still runs to
+// its end.
+func TestExecWithoutRoom(t *testing.T) {
+	t.Parallel()
+	w, _, id := newExecWorld(t, script("some", "more"))
+	r, err := w.Processes.Exec(t.Context(), w.me, id, nestbox.ProcessSpec{Cmd: "x"}, full{}, full{})
+	require.NoError(t, err)
+	require.True(t, r.Truncated)
+	require.Equal(t, 3, r.Process.Exit.Code)
+}
+
+type full struct{}
+
+func (full) Write([]byte) (int, error) { return 0, errors.New("full") }

@@ -183,11 +183,12 @@ const (
 
 var errTooMany = errors.New("the message has too many elements")
 
-// checkDecoded refuses a message that would need more than maxDecoded once it
-// is decoded.
-func checkDecoded(raw []byte, message protoreflect.MessageDescriptor) error {
+// decodedSize returns about how many bytes a message needs once it is decoded,
+// or an error if they are more than maxDecoded.
+func decodedSize(raw []byte, message protoreflect.MessageDescriptor) (int, error) {
 	budget := maxDecoded
-	return spend(raw, message, &budget)
+	err := spend(raw, message, &budget)
+	return maxDecoded - budget, err
 }
 
 func spend(raw []byte, message protoreflect.MessageDescriptor, budget *int) error {

@@ -13,6 +13,7 @@ import (
 	guestv1 "github.com/nestbox/nestbox/gen/nestbox/guest/v1"
 	"github.com/nestbox/nestbox/gen/nestbox/guest/v1/guestv1connect"
 	"github.com/nestbox/nestbox/internal/guest"
+	"github.com/nestbox/nestbox/internal/meter"
 )
 
 // files are the files of a Client's guest.
@@ -26,6 +27,10 @@ func (f files) Read(ctx context.Context, path string) (io.ReadCloser, nestbox.Fi
 		return nil, nestbox.FileInfo{}, err
 	}
 	if err := f.client.inStreams.take("streams"); err != nil {
+		return nil, nestbox.FileInfo{}, err
+	}
+	if err := meter.Take(ctx, 2*fileChunk); err != nil { // the message, as it comes and as it is handed on
+		f.client.inStreams.give()
 		return nil, nestbox.FileInfo{}, err
 	}
 	ctx, g := f.client.guard(ctx)
@@ -199,7 +204,7 @@ func (f files) Write(ctx context.Context, path string, r io.Reader, opts guest.W
 // upload sends all of r. It returns io.EOF if the server reads no more. Only the
 // server is waited for under guard: r is as slow as its sender.
 func upload(stream connect.ClientStream, r io.Reader, g *guard) error {
-	buf := make([]byte, fileChunk)
+	buf := make([]byte, minUpload) // it grows with a source that is fast
 	data := &guestv1.WriteFileRequest_Data{}
 	message := &guestv1.WriteFileRequest{Message: data}
 	for {
@@ -211,6 +216,9 @@ func upload(stream connect.ClientStream, r io.Reader, g *guard) error {
 			if err := stream.Send(message); err != nil {
 				return err
 			}
+		}
+		if n == len(buf) && n < fileChunk {
+			buf = make([]byte, min(4*n, fileChunk))
 		}
 		switch {
 		case err == io.EOF: // only this, bare, is a reader's end
@@ -282,7 +290,7 @@ func (f files) List(ctx context.Context, path string, depth int) ([]nestbox.File
 		if err != nil {
 			return nil, fromWire(orContext(ctx, err))
 		}
-		if err := l.add(message.GetEntries()); err != nil {
+		if err := l.add(ctx, message.GetEntries()); err != nil {
 			return nil, err
 		}
 		g.wait(workIn)
@@ -300,9 +308,10 @@ type listing struct {
 const (
 	maxListingBytes  = 64 << 20
 	maxEmptyMessages = 100
+	entryCost        = 256 // bytes of one in memory, beside its names
 )
 
-func (l *listing) add(entries []*guestv1.FileInfo) error {
+func (l *listing) add(ctx context.Context, entries []*guestv1.FileInfo) error {
 	if len(entries) == 0 {
 		if l.empty++; l.empty > maxEmptyMessages {
 			return protocolError("a listing without end")
@@ -310,6 +319,9 @@ func (l *listing) add(entries []*guestv1.FileInfo) error {
 	}
 	if len(l.entries)+len(entries) > nestbox.MaxListEntries {
 		return nestbox.Errorf(nestbox.CodeTooLarge, "more than %d entries", nestbox.MaxListEntries)
+	}
+	if err := meter.Take(ctx, int64(len(entries))*entryCost); err != nil {
+		return err
 	}
 	for _, e := range entries {
 		if err := checkFile(e); err != nil {

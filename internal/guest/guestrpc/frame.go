@@ -15,6 +15,7 @@ import (
 
 	"github.com/nestbox/nestbox"
 	guestv1 "github.com/nestbox/nestbox/gen/nestbox/guest/v1"
+	"github.com/nestbox/nestbox/internal/meter"
 )
 
 // frame is one message as it stands on the wire. Bulk data is received into a
@@ -27,10 +28,10 @@ type frame struct{ buf []byte }
 type codec struct{ *connectproto.BinaryCodec }
 
 // UnmarshalRead implements connect.Codec.
-func (codec) UnmarshalRead(_ context.Context, src io.Reader, msg any) error {
+func (codec) UnmarshalRead(ctx context.Context, src io.Reader, msg any) error {
 	f, ok := msg.(*frame)
 	if !ok {
-		return unmarshal(src, msg)
+		return unmarshal(ctx, src, msg)
 	}
 	sized, ok := src.(interface{ Len() int })
 	if !ok {
@@ -44,7 +45,7 @@ func (codec) UnmarshalRead(_ context.Context, src io.Reader, msg any) error {
 
 // unmarshal decodes a message that is not larger in memory than it may be. What
 // it does not know it does not keep.
-func unmarshal(src io.Reader, msg any) error {
+func unmarshal(ctx context.Context, src io.Reader, msg any) error {
 	message, ok := msg.(proto.Message)
 	if !ok {
 		return fmt.Errorf("no message: %T", msg)
@@ -53,8 +54,14 @@ func unmarshal(src io.Reader, msg any) error {
 	if err != nil {
 		return err
 	}
-	if err := checkDecoded(raw, message.ProtoReflect().Descriptor()); err != nil {
+	size, err := decodedSize(raw, message.ProtoReflect().Descriptor())
+	if err != nil {
 		return err
+	}
+	if size > meter.Small {
+		if err := meter.Take(ctx, int64(size)); err != nil {
+			return err
+		}
 	}
 	return proto.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(raw, message)
 }

@@ -33,13 +33,13 @@ const (
 	maxMessage = 8 << 20
 
 	// fileChunk is how much of a file travels in one message.
-	fileChunk = 512 << 10
+	fileChunk = 256 << 10
 
 	// minUpload is how much of a slow upload is gathered for one message.
 	minUpload = 32 << 10
 
 	// maxData is how much output travels in one message.
-	maxData = 256 << 10
+	maxData = 64 << 10
 
 	// A message of a listing has at most so many entries, and not many more bytes
 	// than that.

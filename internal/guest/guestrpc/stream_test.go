@@ -248,7 +248,7 @@ func (c *counted) Close() error {
 // after a bounded number of bytes, is not cut for it, and still ends at once.
 func TestBackPressure(t *testing.T) {
 	t.Parallel()
-	const size = 256 << 10
+	const size = maxData
 	source := &counted{flood: flood{data: make([]byte, size), left: 1 << 30}, closed: make(chan struct{})}
 	r := attach(t, serve(t, attachTo(source)).client(t))
 	var last int64

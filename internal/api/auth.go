@@ -59,7 +59,10 @@ func (s *server) authenticate(next http.Handler) http.Handler {
 		defer leave()
 		// A body that is being read does not see the end of a context.
 		rc := http.NewResponseController(w)
-		defer context.AfterFunc(ctx, func() { _ = rc.SetReadDeadline(time.Now()) })()
+		defer context.AfterFunc(ctx, func() {
+			_ = rc.SetReadDeadline(time.Now())
+			door.CutBody(ctx)
+		})()
 		next.ServeHTTP(w, r.WithContext(context.WithValue(ctx, callerKey{}, caller)))
 	})
 }

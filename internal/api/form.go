@@ -30,7 +30,7 @@ func (s *server) writeForm(w http.ResponseWriter, r *http.Request, id string, li
 			Detail: errorDetail{"invalid_request", "Content-Type must be multipart/form-data with a boundary"},
 		}
 	}
-	body := s.patient(w, r.Body)
+	body := s.patient(w, r)
 	if limit > 0 && r.ContentLength > limit+formOverhead {
 		refuse(r, body)
 		return fileTooLarge(limit)

@@ -27,6 +27,10 @@ func TestRemovedKeyEndsStreams(t *testing.T) {
 
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
+	watching, stop := context.WithCancel(ctx)
+	watched := make(chan error, 1)
+	go func() { watched <- r.control.Keys.Watch(watching) }() // it sees also what began while the key was removed
+	defer func() { stop(); <-watched }()
 	follow, err := http.NewRequestWithContext(ctx, http.MethodGet, r.url+r.path(webLogs+"?follow=true"), nil)
 	require.NoError(t, err)
 	follow.Header.Set("X-API-Key", r.key)

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net/http"
@@ -135,7 +136,7 @@ func (s *server) putFile(w http.ResponseWriter, r *http.Request, in *putFileInpu
 	if err != nil {
 		return err
 	}
-	body := &source{Reader: s.patient(w, r.Body)}
+	body := &source{Reader: s.patient(w, r)}
 	if _, err := files.Write(r.Context(), in.Path, body, guest.WriteOptions{Mode: mode, User: in.User}); err != nil {
 		return body.failure(err)
 	}
@@ -182,11 +183,12 @@ func (s *source) failure(err error) error {
 
 // patient returns the body with a time limit for each read, so that an upload
 // may take long but not stall for ever.
-func (s *server) patient(w http.ResponseWriter, body io.Reader) io.Reader {
-	return &patientReader{body: body, rc: http.NewResponseController(w), timeout: s.cfg.BodyTimeout}
+func (s *server) patient(w http.ResponseWriter, r *http.Request) io.Reader {
+	return &patientReader{ctx: r.Context(), body: r.Body, rc: http.NewResponseController(w), timeout: s.cfg.BodyTimeout}
 }
 
 type patientReader struct {
+	ctx     context.Context //nolint:containedctx // of the request
 	body    io.Reader
 	rc      *http.ResponseController
 	timeout time.Duration
@@ -194,6 +196,9 @@ type patientReader struct {
 
 func (p *patientReader) Read(b []byte) (int, error) {
 	_ = p.rc.SetReadDeadline(time.Now().Add(p.timeout)) // best effort: recorders have none
+	if p.ctx.Err() != nil {                             // whose end has set a deadline that this has replaced
+		return 0, p.ctx.Err()
+	}
 	n, err := p.body.Read(b)
 	switch {
 	case errors.Is(err, io.EOF):

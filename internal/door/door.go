@@ -288,7 +288,9 @@ func (d *Door) Handler(next http.Handler) http.Handler {
 		if r.Body != nil && r.Body != http.NoBody {
 			rc := http.NewResponseController(w)
 			_ = rc.SetReadDeadline(time.Now().Add(firstBody)) // recorders have none
-			r.Body = &pacedBody{ReadCloser: r.Body, rc: rc}
+			body := &pacedBody{ReadCloser: r.Body, rc: rc}
+			r = r.WithContext(context.WithValue(r.Context(), bodyKey{}, body))
+			r.Body = body
 		}
 		next.ServeHTTP(w, r)
 	})
@@ -300,6 +302,35 @@ type pacedBody struct {
 	rc    *http.ResponseController
 	begun time.Time
 	read  int64
+
+	mu  sync.Mutex // a deadline is set with it held
+	cut bool
+}
+
+type bodyKey struct{}
+
+var errCut = errors.New("the request was ended")
+
+// CutBody ends the reading of a request's body, now and later, which the end of a
+// context does not.
+func CutBody(ctx context.Context) {
+	if b, ok := ctx.Value(bodyKey{}).(*pacedBody); ok {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.cut = true
+		_ = b.rc.SetReadDeadline(time.Now())
+	}
+}
+
+// allow sets the deadline of the next read.
+func (b *pacedBody) allow(until time.Time) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.cut {
+		return errCut
+	}
+	_ = b.rc.SetReadDeadline(until)
+	return nil
 }
 
 // Read implements io.Reader.
@@ -308,12 +339,14 @@ func (b *pacedBody) Read(p []byte) (int, error) {
 		b.begun = time.Now() // it may have waited for its turn
 	}
 	earned := time.Duration(b.read/minBodyRate) * time.Second
-	_ = b.rc.SetReadDeadline(b.begun.Add(graceBody + earned))
+	if err := b.allow(b.begun.Add(graceBody + earned)); err != nil {
+		return 0, err
+	}
 	n, err := b.ReadCloser.Read(p)
 	b.read += int64(n)
 	switch {
 	case errors.Is(err, io.EOF):
-		_ = b.rc.SetReadDeadline(time.Time{}) // what follows is the handler's time
+		_ = b.allow(time.Time{}) // what follows is the handler's time
 	case err != nil:
 		_ = b.rc.SetReadDeadline(time.Now()) // the rest of it is not waited for
 	}

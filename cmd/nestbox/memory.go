@@ -86,7 +86,11 @@ const (
 func returnMemory(ctx context.Context) {
 	tick := time.NewTicker(lookAtMemoryEvery)
 	defer tick.Stop()
-	sample := []metrics.Sample{{Name: "/memory/classes/heap/free:bytes"}, {Name: "/memory/classes/heap/objects:bytes"}}
+	sample := []metrics.Sample{
+		{Name: "/memory/classes/heap/free:bytes"},
+		{Name: "/memory/classes/heap/objects:bytes"},
+		{Name: "/gc/heap/live:bytes"}, // as the last collection found it
+	}
 	for {
 		select {
 		case <-tick.C:
@@ -94,8 +98,9 @@ func returnMemory(ctx context.Context) {
 			return
 		}
 		metrics.Read(sample)
-		if free, used := sample[0].Value.Uint64(), sample[1].Value.Uint64(); free > idleMemory || used > 4*idleMemory {
+		if sample[0].Value.Uint64()+sample[1].Value.Uint64() > sample[2].Value.Uint64()+idleMemory {
 			debug.FreeOSMemory()
+			debug.FreeOSMemory() // what was pooled lives through one
 		}
 	}
 }

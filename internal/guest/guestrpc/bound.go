@@ -1,12 +1,14 @@
 package guestrpc
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"strings"
+	"time"
 
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -73,6 +75,27 @@ func (s slots) take(what string) error {
 	default:
 		return nestbox.Errorf(nestbox.CodeExhausted, "too many %s of this capsule at a time: %d", what, cap(s))
 	}
+}
+
+// wait takes a slot when there is one, or returns why ctx has ended.
+func (s slots) wait(ctx context.Context) error {
+	select {
+	case s <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// waitShort takes a slot when there is one, or returns CodeExhausted if there is
+// none for so long.
+func (s slots) waitShort(ctx context.Context, most time.Duration, what string) error {
+	if err := s.take(what); err == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, most, nestbox.Errorf(nestbox.CodeExhausted, "too many %s of this capsule at a time: %d", what, cap(s)))
+	defer cancel()
+	return s.wait(ctx)
 }
 
 func (s slots) give() { <-s }

@@ -34,11 +34,11 @@ const (
 
 	// bufferSize is that of a connection's two buffers. Large messages are
 	// read past them.
-	bufferSize = 4 << 10
+	bufferSize = 8 << 10
 
 	// kernelBuffer bounds what the kernel holds of a connection's answers, while
 	// a reader is slow; it would grow to tens of megabytes.
-	kernelBuffer = 512 << 10
+	kernelBuffer = 1 << 20
 )
 
 // ClientConfig is what a Client needs.
@@ -125,14 +125,14 @@ func (c *Client) Close() {
 func (c *Client) CloseIdleConnections() { c.transport.CloseIdleConnections() }
 
 func (c *Client) dial(ctx context.Context) (net.Conn, error) {
-	if err := c.dialing.take("connections being made"); err != nil {
-		return nil, err
-	}
-	defer c.dialing.give()
 	ctx, cancel := withCall(ctx)
 	defer cancel()
 	ctx, cancelTimeout := context.WithTimeoutCause(ctx, dialTimeout, errUnresponsive)
 	defer cancelTimeout()
+	if err := c.dialing.wait(ctx); err != nil {
+		return nil, fromWire(err)
+	}
+	defer c.dialing.give()
 	conn, err := c.cfg.Dial(ctx)
 	if err != nil {
 		if ctx.Err() != nil {
@@ -149,7 +149,7 @@ func (c *Client) dial(ctx context.Context) (net.Conn, error) {
 // call makes one call that is answered with one message, within a time that the
 // daemon may take while it lives; 0 = as long as ctx allows.
 func call[Req, Res any](ctx context.Context, c *Client, most time.Duration, do func(context.Context, *Req) (*Res, error), req *Req) (*Res, error) {
-	if err := c.inCalls.take("calls"); err != nil {
+	if err := c.inCalls.waitShort(ctx, c.looks.after+c.looks.in, "calls"); err != nil {
 		return nil, err
 	}
 	defer c.inCalls.give()
@@ -244,12 +244,12 @@ func (c *Client) Dial(ctx context.Context, port uint16) (net.Conn, error) {
 // CodeExhausted: there are too many.
 func (c *Client) DialPast(ctx context.Context, dial func(context.Context) (net.Conn, error)) (net.Conn, error) {
 	return c.hold(func() (net.Conn, error) {
-		if err := c.dialing.take("connections being made"); err != nil {
+		ctx, cancel := context.WithTimeoutCause(ctx, dialTimeout, nestbox.Errorf(nestbox.CodeTimeout, "the port does not accept connections"))
+		defer cancel()
+		if err := c.dialing.wait(ctx); err != nil {
 			return nil, err
 		}
 		defer c.dialing.give()
-		ctx, cancel := context.WithTimeoutCause(ctx, dialTimeout, nestbox.Errorf(nestbox.CodeTimeout, "the port does not accept connections"))
-		defer cancel()
 		conn, err := dial(ctx)
 		if err != nil && ctx.Err() != nil {
 			return nil, context.Cause(ctx)

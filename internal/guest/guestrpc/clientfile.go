@@ -148,6 +148,7 @@ func (d *download) Close() error {
 		d.err = nestbox.Errorf(nestbox.CodeCanceled, "the file is closed")
 	}
 	d.rest = nil
+	d.frame.release()
 	d.guard.release()
 	if d.stream != nil {
 		_ = d.stream.Close()
@@ -268,7 +269,7 @@ func (f files) List(ctx context.Context, path string, depth int) ([]nestbox.File
 	if err := checkPath(path); err != nil {
 		return nil, err
 	}
-	if err := f.client.inCalls.take("calls"); err != nil {
+	if err := f.client.inCalls.waitShort(ctx, f.client.looks.after+f.client.looks.in, "calls"); err != nil {
 		return nil, err
 	}
 	defer f.client.inCalls.give()

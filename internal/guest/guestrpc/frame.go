@@ -6,6 +6,7 @@ import (
 	"io"
 	"path"
 	"slices"
+	"sync"
 
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connectproto"
@@ -19,10 +20,31 @@ import (
 )
 
 // frame is one message as it stands on the wire. Bulk data is received into a
-// frame, whose buffer is used again for the next one, and not into a generated
-// message, which would be new every time: a stream of those keeps the garbage
-// collector so busy that it runs at half the speed.
+// frame, and not into a generated message, which would be new every time: a
+// stream of those keeps the garbage collector so busy that it runs at half the
+// speed. Buffers are shared by all frames: one that waits for a message has none.
 type frame struct{ buf []byte }
+
+// frameBuffers are of different sizes, *[]byte.
+var frameBuffers = sync.Pool{New: func() any { return new([]byte) }}
+
+// maxPooled is the largest buffer that is kept for others.
+const maxPooled = 1 << 20
+
+// release gives the frame's buffer to others.
+func (f *frame) release() {
+	if buf := f.buf[:0]; cap(buf) > 0 && cap(buf) <= maxPooled {
+		frameBuffers.Put(&buf)
+	}
+	f.buf = nil
+}
+
+// grow makes the frame n bytes long.
+func (f *frame) grow(n int) {
+	f.release()
+	pooled := frameBuffers.Get().(*[]byte)
+	f.buf = slices.Grow((*pooled)[:0], n)[:n]
+}
 
 // codec is the binary codec of Protocol Buffers, which also receives frames.
 type codec struct{ *connectproto.BinaryCodec }
@@ -38,7 +60,7 @@ func (codec) UnmarshalRead(ctx context.Context, src io.Reader, msg any) error {
 		return fmt.Errorf("a frame of unknown size: %T", src)
 	}
 	n := sized.Len()
-	f.buf = slices.Grow(f.buf[:0], n)[:n]
+	f.grow(n)
 	_, err := io.ReadFull(src, f.buf)
 	return err
 }
@@ -68,7 +90,7 @@ func unmarshal(ctx context.Context, src io.Reader, msg any) error {
 
 // receive receives the next message of stream.
 func (f *frame) receive(stream interface{ Receive(any) error }) error {
-	f.buf = f.buf[:0] // an empty message does not come by the codec
+	f.release() // also since an empty message does not come by the codec
 	return stream.Receive(f)
 }
 

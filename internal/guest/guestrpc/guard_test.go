@@ -173,13 +173,14 @@ func TestLeavingFreesAtOnce(t *testing.T) {
 	}
 }
 
-// TestBudget: what goes on with one daemon at a time is bounded, and refused
-// beyond that rather than queued.
+// TestBudget: what goes on with one daemon at a time is bounded: beyond that streams
+// are refused, and calls after a short wait.
 func TestBudget(t *testing.T) {
 	t.Parallel()
 	c := serve(t, &scripted{attach: func(context.Context, nestbox.Selector, guest.Attach) (guest.OutputReader, error) {
 		return newFeed(), nil
 	}}).client(t)
+	c.looks = looks{after: 300 * time.Millisecond, in: 300 * time.Millisecond}
 	c.inStreams, c.inCalls = newSlots(2), newSlots(0)
 	first := attach(t, c)
 	attach(t, c)

@@ -39,7 +39,7 @@ const (
 	minUpload = 32 << 10
 
 	// maxData is how much output travels in one message.
-	maxData = 64 << 10
+	maxData = 256 << 10
 
 	// A message of a listing has at most so many entries, and not many more bytes
 	// than that.

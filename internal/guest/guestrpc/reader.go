@@ -206,5 +206,6 @@ func (r *reader) end() {
 	r.silent.Stop()
 	r.cancel(nil)
 	_ = r.stream.Close()
+	r.frame.release()
 	r.give()
 }

@@ -45,7 +45,7 @@ func (p *Processes) Start(ctx context.Context, spec nestbox.ProcessSpec) (nestbo
 }
 
 // ownTag makes sure that spec has a tag. own says that this client made it up,
-// so that no other process can bear it.
+// so that no other process can have it.
 func ownTag(spec nestbox.ProcessSpec) (_ nestbox.ProcessSpec, own bool) {
 	if spec.Tag != "" {
 		return spec, false

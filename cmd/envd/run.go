@@ -79,7 +79,7 @@ func run(ctx context.Context, cfg config, log *slog.Logger) error {
 	return errors.Join(err, closeErr)
 }
 
-// writePort writes the number of the port that envd listens on. Whoever waits
+// writePort writes the number of the port that envd listens on. A program that waits
 // for the file never sees a part of it.
 func writePort(path string, addr net.Addr) error {
 	tcp, ok := addr.(*net.TCPAddr)

@@ -16,7 +16,7 @@ import (
 	"github.com/nestbox/nestbox/internal/store"
 )
 
-// newKey is `nestbox key …`: API keys, by whoever can read the database. It
+// newKey is `nestbox key …`: API keys, for an operator who can read the database. It
 // works beside a running server.
 func newKey() *cobra.Command {
 	var file, team string

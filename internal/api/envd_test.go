@@ -101,7 +101,7 @@ func TestRealExitAndKill(t *testing.T) {
 	require.Eventually(t, func() bool { return syscall.Kill(pid, 0) == syscall.ESRCH }, patience, time.Millisecond)
 }
 
-// Whoever leaves a stream of its own kills what it started, all of it.
+// A client that leaves a stream of its own kills what it started, all of it.
 func TestRealDisconnect(t *testing.T) {
 	t.Parallel()
 	r := newRealRig(t)

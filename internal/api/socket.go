@@ -152,7 +152,7 @@ func (k *socket) done(msg []byte) {
 }
 
 // ping keeps quiet streams alive through proxies, and finds out when the client
-// has vanished without a word. Whoever takes data or answers pings is alive; a
+// has vanished without a word. A client that takes data or answers pings is alive; a
 // client that stalls is so for PongTimeout.
 func (k *socket) ping() {
 	ticker := time.NewTicker(k.s.cfg.PingInterval)

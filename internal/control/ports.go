@@ -143,7 +143,7 @@ func portMAC(secret []byte, id string, port uint16, keyID string, expiry int64) 
 	return mac.Sum(nil)
 }
 
-// Dial connects to a port of a capsule, whoever asks: Authorize first.
+// Dial connects to a port of a capsule, without asking who calls: Authorize first.
 // CodeInvalidState: the capsule does not run. CodeUnavailable: nothing listens.
 func (p *Ports) Dial(ctx context.Context, id string, port uint16) (net.Conn, error) {
 	if err := checkPort(port); err != nil {

@@ -33,7 +33,7 @@ type Guest interface {
 }
 
 // Info is what a daemon says of itself. A capsule keeps the daemon that it was
-// started with, which may be older than whoever calls it.
+// started with, which may be older than its caller.
 type Info struct {
 	Version   string
 	StartedAt time.Time
@@ -60,7 +60,7 @@ type Processes interface {
 	// reader and the caller.
 	//
 	// CodeInvalid: bad spec, or no such program, user or directory.
-	// CodeConflict: a live process bears the tag. CodeExhausted: no more
+	// CodeConflict: a live process has the tag. CodeExhausted: no more
 	// processes can be started.
 	Start(ctx context.Context, spec nestbox.ProcessSpec, attach *Attach) (nestbox.Process, OutputReader, error)
 

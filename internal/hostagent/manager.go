@@ -57,7 +57,7 @@ type Manager struct {
 var _ Host = (*Manager)(nil)
 
 // entry is one capsule of the Manager. Its fields are guarded by Manager.mu,
-// which is never held while something is waited for: whoever changes a capsule
+// which is never held while something is waited for: a caller that changes a capsule
 // claims it by setting busy.
 type entry struct {
 	rec    record

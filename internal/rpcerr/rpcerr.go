@@ -19,7 +19,7 @@ import (
 
 // detailType names the error detail that carries the exact nestbox.Code as
 // plain text: Connect has fewer codes than we have, and makes errors of its
-// own, which bear no such detail.
+// own, which have no such detail.
 const detailType = "nestbox.Code"
 
 var toConnect = map[nestbox.Code]connect.Code{

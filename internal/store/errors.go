@@ -38,7 +38,7 @@ func fail(what string, err error) error {
 	return nestbox.Errorf(nestbox.CodeInternal, "store: %s: %w", what, err)
 }
 
-// explain adds the cause to the message, for whoever starts the program. pgx
+// explain adds the cause to the message, for the operator who starts the program. pgx
 // leaves passwords out of its errors.
 func explain(err error) error {
 	var e *nestbox.Error

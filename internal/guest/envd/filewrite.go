@@ -15,7 +15,7 @@ import (
 	"github.com/nestbox/nestbox/internal/guest"
 )
 
-// copyBuffer is large because every system call is dear inside a sandbox.
+// copyBuffer is large because every system call is expensive inside a sandbox.
 const copyBuffer = 256 << 10
 
 // maxSymlinks is how many symlinks in a row are followed, as in the kernel.
@@ -71,7 +71,7 @@ func resolve(path string) (string, error) {
 	return "", syscall.ELOOP
 }
 
-// owner is who is to own what is made; nil = whoever envd is.
+// owner is who is to own what is made; nil = the user that envd runs as.
 type owner struct{ uid, gid int }
 
 // attributes are those of the file to come.
@@ -191,7 +191,7 @@ func (w *contentWriter) Write(p []byte) (int, error) {
 }
 
 // makeDirs makes a directory and its missing parents, and returns what it made,
-// outermost first, also with an error. by owns them; nil = whoever envd is.
+// outermost first, also with an error. by owns them; nil = the user that envd runs as.
 func makeDirs(path string, by *owner) ([]string, error) {
 	var missing []string
 	for {

@@ -121,7 +121,7 @@ func (r *reaper) start(fork func() (int, error), exited func(unix.WaitStatus)) (
 		defer r.kick()
 	}
 	if err != nil {
-		r.heldPID = 0 // may have been the fork that failed, reaped by whoever forked
+		r.heldPID = 0 // may have been the fork that failed, reaped by the caller that forked
 		return nil, err
 	}
 	c := &child{pid: pid, exited: exited}

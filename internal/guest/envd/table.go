@@ -35,7 +35,7 @@ type table struct {
 	group    group
 	ctx      context.Context // ends with the table
 	cancel   context.CancelFunc
-	relief   sync.Mutex // held by whoever relieves memory
+	relief   sync.Mutex // held while memory is relieved
 	lastMark atomic.Uint64
 
 	mu       sync.Mutex
@@ -175,7 +175,7 @@ func (t *table) exec(p *process, spec nestbox.ProcessSpec) error {
 	return nil
 }
 
-// reserveTag makes sure that no live or starting process bears the tag, or
+// reserveTag makes sure that no live or starting process has the tag, or
 // finds a new one.
 func (t *table) reserveTag(tag string) (string, error) {
 	t.mu.Lock()

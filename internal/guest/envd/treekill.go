@@ -218,7 +218,7 @@ func (k *treeKill) lives(s procStat) bool {
 
 // members returns the living processes of the tree as they are now: the
 // leader; who is in the tree's control group; whose parent is a member; who is
-// in the session of a member; who bears the mark; and who was seen as a member
+// in the session of a member; who has the mark; and who was seen as a member
 // before. With churn, processes
 // have vanished meanwhile that may have been members.
 func (k *treeKill) members() (living []procStat, churn bool, err error) {
@@ -328,7 +328,7 @@ func (k *treeKill) known(s procStat) bool {
 // marked reports whether a process was started with the tree's mark, or is in
 // the session of its leader. While the leader is not reaped its number is its
 // own, and so is its session; afterwards a session of that number is the
-// tree's only if no new process bears the number, and its members no other
+// tree's only if no new process has the number, and its members no other
 // mark.
 func (k *treeKill) marked(s procStat) (yes, vanished bool) {
 	if s.dead() {
@@ -353,7 +353,7 @@ func (k *treeKill) marked(s procStat) (yes, vanished bool) {
 	return false, false
 }
 
-// numberReused reports whether another process bears, or bore, the number of
+// numberReused reports whether another process has, or had, the number of
 // p's leader.
 func (t *table) numberReused(p *process) bool {
 	t.mu.Lock()

@@ -8,8 +8,8 @@ import (
 	"github.com/nestbox/nestbox"
 )
 
-// How long a daemon may take. Whoever is root inside a capsule can stop it, or
-// put something else in its place, so nothing is waited for without a bound.
+// How long a daemon may take. Root inside a capsule can stop it, or put
+// something else in its place, so nothing is waited for without a bound.
 const (
 	// lookAfter is how long a call waits before the daemon is asked whether it
 	// lives, and then between two such looks.

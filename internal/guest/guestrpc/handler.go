@@ -63,7 +63,7 @@ func RequireToken(token string, next http.Handler) http.Handler {
 }
 
 // refuse answers 401 with a Connect error for a body, also to streams, whose
-// errors otherwise come with status 200: whoever has no token need not speak
+// errors otherwise come with status 200: a client without a token need not speak
 // Connect to understand.
 func refuse(w http.ResponseWriter) {
 	w.Header().Set("Content-Type", "application/json")

@@ -3,7 +3,7 @@ package guestrpc
 import "net"
 
 // The sizes of reads. net/http reads a request by 4 KiB, and an upload by what
-// its client has put into one chunk, where in a sandbox each read is dear.
+// its client has put into one chunk, where in a sandbox each read is expensive.
 const (
 	largeRead = 64 << 10  // is passed on as it is
 	readAhead = 256 << 10 // is read instead of smaller ones, while they are full

@@ -30,7 +30,7 @@ var StreamNames = [...]nestbox.Stream{Stdout: nestbox.Stdout, Stderr: nestbox.St
 // when both are full the oldest slab is dropped. Bytes once written do not
 // change, so a reader takes slices of a slab and copies nothing.
 //
-// Whoever appends, spills or drops holds writing, which is taken before mu and
+// A goroutine that appends, spills or drops holds writing, which is taken before mu and
 // may be held during disk I/O (never while waiting for the process). mu guards
 // the memory that readers look at.
 type Log struct {

@@ -135,6 +135,9 @@ func (a *app) printCapsule(v capsuleJSON) error {
 	if v.Reason != "" {
 		t.row("reason", v.Reason)
 	}
+	if v.Unresponsive != nil {
+		t.row("unresponsive", "its daemon has not answered since "+stamp(v.Unresponsive.Since))
+	}
 	t.row("template", v.Template)
 	t.row("vcpus", strconv.Itoa(v.VCPUs))
 	t.row("memory", fmt.Sprintf("%d MiB", v.MemoryMB))

@@ -82,10 +82,21 @@ type capsuleJSON struct {
 	LastActiveAt *time.Time        `json:"last_active_at,omitempty"`
 	LastUpdated  time.Time         `json:"last_updated"`
 	Metadata     map[string]string `json:"metadata,omitempty"`
+	Unresponsive *unresponsiveJSON `json:"unresponsive,omitempty"`
+}
+
+type unresponsiveJSON struct {
+	Since time.Time `json:"since"`
 }
 
 func capsuleView(c nestbox.Capsule) capsuleJSON {
+	var frozen *unresponsiveJSON
+	if !c.UnresponsiveSince.IsZero() {
+		frozen = &unresponsiveJSON{c.UnresponsiveSince}
+	}
 	return capsuleJSON{
+		Unresponsive: frozen,
+
 		ID: c.ID, Status: string(c.State), Reason: c.Reason, Template: c.Template,
 		VCPUs: c.Resources.VCPUs, MemoryMB: c.Resources.MemoryMB, DiskMB: c.Resources.DiskMB, PidsMax: c.Resources.PidsMax,
 		TimeoutSec: c.TimeoutSec, CreatedAt: c.CreatedAt, StartedAt: optional(c.StartedAt), LastActiveAt: optional(c.LastActiveAt),

@@ -281,3 +281,23 @@ func TestCreateIsKilled(t *testing.T) {
 		}
 	}
 }
+
+// TestStoppedDaemon has root inside a capsule stop its daemon: calls say so within
+// seconds, the capsule is shown as unresponsive, others do not notice, and it can
+// be destroyed.
+func TestStoppedDaemon(t *testing.T) {
+	t.Parallel()
+	s := newServer(t)
+	id, other := s.newCapsule(), s.newCapsule()
+	s.background(id, "stop", "sleep 0.3; kill -STOP 1")
+	require.Eventually(t, func() bool {
+		status, body := s.do(t.Context(), http.MethodGet, "/v1/capsules/"+id+"/processes", nil)
+		return status == http.StatusGatewayTimeout && strings.Contains(string(body), `"timeout"`)
+	}, patience, 100*time.Millisecond)
+	require.Equal(t, 0, s.sh(other, "true").ExitCode)
+	status, body := s.do(t.Context(), http.MethodGet, "/v1/capsules/"+id, nil)
+	require.Equal(t, http.StatusOK, status)
+	require.Contains(t, string(body), `"unresponsive":{"since":`)
+	status, body = s.do(t.Context(), http.MethodDelete, "/v1/capsules/"+id, nil)
+	require.Equal(t, http.StatusNoContent, status, string(body))
+}

@@ -63,7 +63,8 @@ type Client struct {
 	looks     looks
 	inCalls   slots
 	inStreams slots
-	dialing   slots
+	dialing   slots // to the daemon
+	dialPast  slots // to ports, which must not keep the daemon from being asked
 }
 
 var _ guest.Guest = (*Client)(nil)
@@ -73,7 +74,7 @@ func NewClient(cfg ClientConfig) *Client {
 	c := &Client{
 		cfg: cfg, conns: newConnSet(), silentFor: silentFor,
 		looks:   looks{after: lookAfter, in: lookIn},
-		inCalls: newSlots(maxCalls), inStreams: newSlots(maxStreams), dialing: newSlots(maxDials),
+		inCalls: newSlots(maxCalls), inStreams: newSlots(maxStreams), dialing: newSlots(maxDials), dialPast: newSlots(maxDials),
 	}
 	c.transport = &http.Transport{
 		DialContext:            func(ctx context.Context, _, _ string) (net.Conn, error) { return c.dial(ctx) },
@@ -147,18 +148,32 @@ func (c *Client) dial(ctx context.Context) (net.Conn, error) {
 }
 
 // call makes one call that is answered with one message, within a time that the
-// daemon may take while it lives; 0 = as long as ctx allows.
+// daemon may take while it lives.
 func call[Req, Res any](ctx context.Context, c *Client, most time.Duration, do func(context.Context, *Req) (*Res, error), req *Req) (*Res, error) {
 	if err := c.inCalls.waitShort(ctx, c.looks.after+c.looks.in, "calls"); err != nil {
 		return nil, err
 	}
 	defer c.inCalls.give()
-	guarded, g := c.guard(ctx)
+	return guarded(ctx, c, most, do, req)
+}
+
+// longCall is call for what may rightly wait as long as ctx allows, while the
+// daemon lives. It counts as a stream, so that others can still call.
+func longCall[Req, Res any](ctx context.Context, c *Client, do func(context.Context, *Req) (*Res, error), req *Req) (*Res, error) {
+	if err := c.inStreams.take("streams"); err != nil {
+		return nil, err
+	}
+	defer c.inStreams.give()
+	return guarded(ctx, c, 0, do, req)
+}
+
+func guarded[Req, Res any](ctx context.Context, c *Client, most time.Duration, do func(context.Context, *Req) (*Res, error), req *Req) (*Res, error) {
+	ctx, g := c.guard(ctx)
 	defer g.release()
 	g.wait(most)
-	res, err := do(guarded, req)
+	res, err := do(ctx, req)
 	if err != nil {
-		return nil, fromWire(orContext(guarded, err))
+		return nil, fromWire(orContext(ctx, err))
 	}
 	c.pulse.beat()
 	return res, nil
@@ -246,10 +261,10 @@ func (c *Client) DialPast(ctx context.Context, dial func(context.Context) (net.C
 	return c.hold(func() (net.Conn, error) {
 		ctx, cancel := context.WithTimeoutCause(ctx, dialTimeout, nestbox.Errorf(nestbox.CodeTimeout, "the port does not accept connections"))
 		defer cancel()
-		if err := c.dialing.wait(ctx); err != nil {
+		if err := c.dialPast.wait(ctx); err != nil {
 			return nil, err
 		}
-		defer c.dialing.give()
+		defer c.dialPast.give()
 		conn, err := dial(ctx)
 		if err != nil && ctx.Err() != nil {
 			return nil, context.Cause(ctx)

@@ -104,7 +104,7 @@ func (p processes) Wait(ctx context.Context, sel nestbox.Selector) (nestbox.Proc
 	if err != nil {
 		return nestbox.Process{}, err
 	}
-	res, err := call(ctx, p.client, 0, p.client.rpc.Wait, &guestv1.WaitRequest{Selector: who})
+	res, err := longCall(ctx, p.client, p.client.rpc.Wait, &guestv1.WaitRequest{Selector: who})
 	if err != nil {
 		return nestbox.Process{}, err
 	}
@@ -120,7 +120,7 @@ func (p processes) WriteStdin(ctx context.Context, sel nestbox.Selector, data []
 	if err != nil {
 		return err
 	}
-	_, err = call(ctx, p.client, 0, p.client.rpc.WriteStdin, &guestv1.WriteStdinRequest{Selector: who, Data: data, Eof: eof})
+	_, err = longCall(ctx, p.client, p.client.rpc.WriteStdin, &guestv1.WriteStdinRequest{Selector: who, Data: data, Eof: eof})
 	return err
 }
 

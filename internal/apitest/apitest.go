@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -91,8 +92,12 @@ func (s *Server) Restart() {
 // Resume starts a new server after Stop, at the same address.
 func (s *Server) Resume() {
 	s.t.Helper()
-	listener, err := net.Listen("tcp", s.conns.Addr().String())
-	require.NoError(s.t, err)
+	var listener net.Listener
+	require.Eventually(s.t, func() (ok bool) { // some connection may go out from the same port meanwhile
+		var err error
+		listener, err = net.Listen("tcp", s.conns.Addr().String())
+		return err == nil
+	}, time.Minute, 10*time.Millisecond)
 	s.serve(listener)
 }
 

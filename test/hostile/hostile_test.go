@@ -132,7 +132,12 @@ func (r *rig) settles(before usage) {
 // try makes one request and judges the answer.
 func (r *rig) try(name, id, method, path, body string) {
 	what := fmt.Sprintf("%s: %s %s", name, method, path)
-	ctx, leave := context.WithTimeout(r.t.Context(), leaveAfter)
+	endless := method == "WS" || path == "/exec" || strings.Contains(path, "follow") || strings.Contains(path, "wait") || strings.HasPrefix(path, "/files?")
+	stay := patience
+	if endless {
+		stay = leaveAfter
+	}
+	ctx, leave := context.WithTimeout(r.t.Context(), stay)
 	defer leave()
 	if method == "WS" {
 		r.trySocket(ctx, what, id, path, body)
@@ -145,7 +150,7 @@ func (r *rig) try(name, id, method, path, body string) {
 	case 499:
 		r.t.Errorf("%s: a guest says that the caller left: %s", what, got.body)
 	case 0:
-		if ctx.Err() == nil || !strings.Contains(path, "follow") && !strings.Contains(path, "wait") && !strings.Contains(path, "/exec") && !strings.Contains(path, "/files?") {
+		if ctx.Err() == nil || !endless {
 			r.t.Errorf("%s: no answer after %v: %v", what, got.took, got.err)
 		}
 	case http.StatusOK:

@@ -60,6 +60,7 @@ type Client struct {
 	silentFor time.Duration
 	info      atomic.Pointer[guest.Info] // nil until the daemon was asked
 	pulse     pulse
+	hubs      hubs
 	looks     looks
 	inCalls   slots
 	inStreams slots
@@ -120,6 +121,7 @@ func sendHeader(header http.Header) connect.ClientInterceptor {
 func (c *Client) Close() {
 	c.conns.cut()
 	c.transport.CloseIdleConnections()
+	c.hubs.close()
 }
 
 // CloseIdleConnections closes the connections that are kept for later calls.

@@ -49,15 +49,30 @@ func (p processes) Start(ctx context.Context, spec nestbox.ProcessSpec, attach *
 	return processFromWire(started), reader, nil
 }
 
-// Attach implements guest.Processes.
+// Attach implements guest.Processes. Readers of one process share a stream.
 func (p processes) Attach(ctx context.Context, sel nestbox.Selector, attach guest.Attach) (guest.OutputReader, error) {
-	who, err := p.client.selector(ctx, sel)
+	if since := attach.Since; sel.ID != 0 && !since.Now && since.Tail == 0 {
+		if err := p.client.need(ctx, guest.FeatureProcessID); err != nil {
+			return nil, err
+		}
+		return p.client.hubs.attach(ctx, p.client, output{sel.ID, attach.Lossless}, since.Offset)
+	}
+	reader, err := p.client.attach(ctx, sel, attach)
+	if err != nil {
+		return nil, err
+	}
+	return reader, nil
+}
+
+// attach attaches a reader with a stream of its own.
+func (c *Client) attach(ctx context.Context, sel nestbox.Selector, attach guest.Attach) (*reader, error) {
+	who, err := c.selector(ctx, sel)
 	if err != nil {
 		return nil, err
 	}
 	req := &guestv1.AttachRequest{Selector: who, Attach: attachToWire(attach)}
 	call := procedure(guestv1connect.GuestServiceAttachProcedure, connect.StreamTypeServer)
-	reader, err := p.client.openReader(ctx, call, req, attachResponseEvent, &guestv1.AttachResponse{})
+	reader, err := c.openReader(ctx, call, req, attachResponseEvent, &guestv1.AttachResponse{})
 	if err != nil {
 		return nil, err
 	}

@@ -177,10 +177,10 @@ func TestLeavingFreesAtOnce(t *testing.T) {
 // are refused, and calls after a short wait.
 func TestBudget(t *testing.T) {
 	t.Parallel()
-	c := serve(t, &scripted{attach: func(context.Context, nestbox.Selector, guest.Attach) (guest.OutputReader, error) {
+	c := serve(t, &scripted{ping: func(context.Context) (guest.Info, error) { return guest.Info{}, nil }, attach: func(context.Context, nestbox.Selector, guest.Attach) (guest.OutputReader, error) {
 		return newFeed(), nil
 	}}).client(t)
-	c.looks = looks{after: 300 * time.Millisecond, in: 300 * time.Millisecond}
+	c.looks = looks{after: time.Second, in: time.Second}
 	c.inStreams, c.inCalls = newSlots(2), newSlots(0)
 	first := attach(t, c)
 	attach(t, c)

@@ -196,7 +196,7 @@ func (r *reader) finish() {
 // Close implements io.Closer. The server's reader ends with it.
 func (r *reader) Close() error {
 	if r.err == nil {
-		r.err = nestbox.Errorf(nestbox.CodeCanceled, "the reader is closed")
+		r.err = errClosedReader()
 	}
 	r.end()
 	return nil

@@ -161,3 +161,31 @@ func requireWithheld(t *testing.T, output string) {
 		}
 	}
 }
+
+// TestInheritedSignals: programs start with default dispositions and an empty
+// mask, whatever the daemon was started with.
+func TestInheritedSignals(t *testing.T) {
+	t.Parallel()
+	portFile := filepath.Join(t.TempDir(), "port")
+	cmd := exec.Command("env", "--ignore-signal=HUP", "--ignore-signal=INT", "--ignore-signal=PIPE", "--ignore-signal=USR2", "--block-signal=USR1", "--block-signal=TERM",
+		testbin.Envd(t), "--listen", "127.0.0.1:0", "--port-file", portFile)
+	cmd.Env = append(os.Environ(), "NESTBOX_TOKEN=right")
+	cmd.Stderr = os.Stderr
+	require.NoError(t, cmd.Start())
+	defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
+	c := newClient(t, awaitPort(t, portFile), "right")
+	for range 20 { // on whichever thread
+		_, reader, err := c.Processes().Start(t.Context(), nestbox.ProcessSpec{Cmd: "grep", Args: []string{"-E", "^Sig(Blk|Ign)", "/proc/self/status"}}, &guest.Attach{Lossless: true})
+		require.NoError(t, err)
+		var text []byte
+		for {
+			ev, err := reader.Next(t.Context())
+			if err != nil {
+				require.ErrorIs(t, err, io.EOF)
+				break
+			}
+			text = append(text, ev.Data...)
+		}
+		require.Equal(t, "SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n", string(text))
+	}
+}

@@ -82,9 +82,9 @@ func (c *collector) run(ctx context.Context) (err error) {
 		case ctx.Err() != nil:
 			return endOf(ctx)
 		case errors.Is(err, io.EOF):
-			return nestbox.Errorf(nestbox.CodeGuest, "the output of process %d ended without its exit", c.result.Process.PID)
+			return c.askRecord(ctx, nestbox.Errorf(nestbox.CodeGuest, "the output of process %d ended without its exit", c.result.Process.PID))
 		case cuts == maxCuts:
-			return nestbox.Errorf(nestbox.CodeGuest, "lost the output of process %d, which goes on: %w", c.result.Process.PID, err)
+			return c.askRecord(ctx, nestbox.Errorf(nestbox.CodeGuest, "lost the output of process %d, which goes on: %w", c.result.Process.PID, err))
 		default:
 			cuts++
 			if err := c.attachAgain(ctx); err != nil {
@@ -92,6 +92,17 @@ func (c *collector) run(ctx context.Context) (err error) {
 			}
 		}
 	}
+}
+
+// askRecord is for output that cannot be read to its end: how the process ended is
+// asked of its record, never made up. cause is the error if it has not.
+func (c *collector) askRecord(ctx context.Context, cause error) error {
+	proc, err := c.processes.Get(ctx, nestbox.Selector{ID: c.result.Process.ID})
+	if err != nil || proc.Exit == nil {
+		return cause
+	}
+	c.result.Process.Exit, c.result.Truncated = proc.Exit, true
+	return nil
 }
 
 func (c *collector) attachAgain(ctx context.Context) error {

@@ -239,6 +239,7 @@ type fakeProcesses struct {
 	started  nestbox.ProcessSpec
 	attached []guest.Attach
 	open     int // readers
+	record   *nestbox.Exit
 	waiting  chan struct{}
 }
 
@@ -254,6 +255,14 @@ func (p *fakeProcesses) Attach(_ context.Context, sel nestbox.Selector, attach g
 		return nil, nestbox.Errorf(nestbox.CodeNotFound, "no process %s", sel)
 	}
 	return p.reader(attach), nil
+}
+
+// Get answers the record that the process ended with, if it has.
+func (p *fakeProcesses) Get(_ context.Context, sel nestbox.Selector) (nestbox.Process, error) {
+	if sel.ID != 3 {
+		return nestbox.Process{}, nestbox.Errorf(nestbox.CodeNotFound, "no process %s", sel)
+	}
+	return nestbox.Process{ID: 3, PID: 7, Exit: p.record}, nil
 }
 
 func (p *fakeProcesses) reader(attach guest.Attach) guest.OutputReader {

@@ -138,6 +138,19 @@ func TestExecWithoutAnExit(t *testing.T) {
 	require.Zero(t, p.open)
 }
 
+// TestExecAsksTheRecord: output that breaks off is asked about, and never taken for
+// a good end.
+func TestExecAsksTheRecord(t *testing.T) {
+	t.Parallel()
+	w, p, id := newExecWorld(t, script("abc", "", "", "", ""))
+	p.record = &nestbox.Exit{Code: 9, Reason: nestbox.ReasonExited}
+	got, err := execute(t.Context(), w, id, nestbox.ProcessSpec{Cmd: "x"})
+	require.NoError(t, err)
+	require.Equal(t, 9, got.Process.Exit.Code)
+	require.True(t, got.Truncated)
+	require.Equal(t, "abc", string(got.Stdout))
+}
+
 // TestExecWithoutRoom: where the output cannot be put, the process still runs to
 // its end.
 func TestExecWithoutRoom(t *testing.T) {

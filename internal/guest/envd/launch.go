@@ -212,8 +212,9 @@ type stdio struct {
 }
 
 // openStdio makes the pipes of a process whose input is devNull if withStdin is
-// not. The caller closes both ends.
-func openStdio(withStdin bool, devNull int) (s *stdio, err error) {
+// not. They are owner's, who could not open /dev/stdout otherwise; nil = ours. The
+// caller closes both ends.
+func openStdio(withStdin bool, devNull int, owner *syscall.Credential) (s *stdio, err error) {
 	s = &stdio{theirs: [3]int{-1, -1, -1}, files: []uintptr{uintptr(devNull), 0, 0}}
 	defer func() {
 		if err != nil {
@@ -226,6 +227,7 @@ func openStdio(withStdin bool, devNull int) (s *stdio, err error) {
 		if err = unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
 			return nil, resourceError("make a pipe", err)
 		}
+		own(p[0], owner)
 		s.files[0] = uintptr(p[0])
 		s.theirs[0], s.stdin = p[0], pollable(p[1], "stdin")
 	}
@@ -233,10 +235,19 @@ func openStdio(withStdin bool, devNull int) (s *stdio, err error) {
 		if err = unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
 			return nil, resourceError("make a pipe", err)
 		}
+		own(p[1], owner)
 		s.files[1+stream] = uintptr(p[1])
 		s.out[stream], s.theirs[1+stream] = pollable(p[0], string(name)), p[1]
 	}
 	return s, nil
+}
+
+// own makes a pipe a user's. Where that cannot be, the user writes to it all the
+// same, but cannot open it by name.
+func own(fd int, owner *syscall.Credential) {
+	if owner != nil {
+		_ = unix.Fchown(fd, int(owner.Uid), int(owner.Gid))
+	}
 }
 
 // pollable makes a file of our end of a pipe, which waits in the runtime's

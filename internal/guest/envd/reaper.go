@@ -26,6 +26,9 @@ type reaper struct {
 	heldFork uint64 // … and is none of the forks from here on
 	changed  chan struct{}
 
+	signals inheritedSignals
+	uncatch func()
+
 	wake chan os.Signal
 	done chan struct{}
 }
@@ -60,7 +63,9 @@ func acquireReaper() (*reaper, error) {
 			forks:    map[uint64]struct{}{},
 			wake:     make(chan os.Signal, 1),
 			done:     make(chan struct{}),
+			signals:  readInheritedSignals(),
 		}
+		r.uncatch = r.signals.catch()
 		signal.Notify(r.wake, unix.SIGCHLD)
 		r.kick() // for what died before Notify
 		go r.run()
@@ -80,6 +85,7 @@ func releaseReaper() {
 	}
 	r := reapers.reaper
 	reapers.reaper = nil
+	r.uncatch()
 	signal.Stop(r.wake)
 	close(r.wake)
 	<-r.done
@@ -111,7 +117,7 @@ func (r *reaper) start(fork func() (int, error), exited func(unix.WaitStatus)) (
 	r.forks[id] = struct{}{}
 	r.mu.Unlock()
 
-	pid, err := fork()
+	pid, err := r.signals.unblocked(fork)
 
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -140,7 +140,7 @@ func (t *table) exec(p *process, spec nestbox.ProcessSpec) error {
 	if err != nil {
 		return err
 	}
-	streams, err := openStdio(spec.Stdin, t.devNull)
+	streams, err := openStdio(spec.Stdin, t.devNull, plan.user.credential())
 	if err != nil {
 		return err
 	}

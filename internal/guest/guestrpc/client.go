@@ -61,6 +61,7 @@ type Client struct {
 	info      atomic.Pointer[guest.Info] // nil until the daemon was asked
 	pulse     pulse
 	hubs      hubs
+	lingering group
 	looks     looks
 	inCalls   slots
 	inStreams slots
@@ -122,6 +123,7 @@ func (c *Client) Close() {
 	c.conns.cut()
 	c.transport.CloseIdleConnections()
 	c.hubs.close()
+	c.lingering.close()
 }
 
 // CloseIdleConnections closes the connections that are kept for later calls.
@@ -304,6 +306,30 @@ func (h *heldConn) Close() error {
 
 // CloseWrite ends the sending side.
 func (h *heldConn) CloseWrite() error { return closeWrite(h.Conn) }
+
+// group is goroutines that are waited for.
+type group struct {
+	mu      sync.Mutex
+	closed  bool
+	running sync.WaitGroup
+}
+
+// run runs f, unless the group is closed.
+func (g *group) run(f func()) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.closed {
+		g.running.Go(f)
+	}
+	return !g.closed
+}
+
+func (g *group) close() {
+	g.mu.Lock()
+	g.closed = true
+	g.mu.Unlock()
+	g.running.Wait()
+}
 
 // connSet is the set of a client's open connections.
 type connSet struct {

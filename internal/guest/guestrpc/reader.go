@@ -28,12 +28,13 @@ type reader struct {
 	limit  time.Duration
 	give   func() // the slot
 	beat   func()
-	at     int64     // the offset that was reached; negative = not known yet
-	quiet  int       // messages since quietSince that held no event
-	since  time.Time // of quiet
-	exited bool      // EventExit has come
-	closed bool      // EventClosed has come
-	err    error     // sticky: after io.EOF and after every error
+	linger func(func()) bool // runs it beside, unless the client is closed
+	at     int64             // the offset that was reached; negative = not known yet
+	quiet  int               // messages since quietSince that held no event
+	since  time.Time         // of quiet
+	exited bool              // EventExit has come
+	closed bool              // EventClosed has come
+	err    error             // sticky: after io.EOF and after every error
 }
 
 var _ guest.OutputReader = (*reader)(nil)
@@ -77,6 +78,7 @@ func (c *Client) openReader(ctx context.Context, spec connect.Spec, req any, fie
 		limit:  c.silentFor,
 		give:   give,
 		beat:   c.pulse.beat,
+		linger: c.lingering.run,
 		at:     -1,
 	}
 	r.silent = time.AfterFunc(r.limit, func() { cancel(errSilent) })
@@ -193,13 +195,32 @@ func (r *reader) finish() {
 	r.end()
 }
 
-// Close implements io.Closer. The server's reader ends with it.
+// lastWords is how long the end of a stream is waited for whose process has ended.
+const lastWords = 100 * time.Millisecond
+
+// Close implements io.Closer. The server's reader ends with it, if the process
+// has ended in a moment, so that the connection can be used again.
 func (r *reader) Close() error {
-	if r.err == nil {
-		r.err = errClosedReader()
+	if r.err != nil {
+		r.end()
+		return nil
+	}
+	r.err = errClosedReader()
+	if !r.exited || r.closed || !r.linger(r.lastWords) {
+		r.end()
+	}
+	return nil
+}
+
+// lastWords reads to the end of the stream, if that comes soon.
+func (r *reader) lastWords() {
+	r.silent.Reset(lastWords)
+	for range 4 { // the end of the output, and of the stream
+		if _, _, err := r.receive(); err != nil {
+			break
+		}
 	}
 	r.end()
-	return nil
 }
 
 func (r *reader) end() {

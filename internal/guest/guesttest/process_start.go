@@ -150,6 +150,12 @@ func testUser(t *testing.T, g guest.Processes) {
 	}
 	require.Equal(t, output(t, g, "id -G "+name), strings.TrimSpace(string(run(t, g, nestbox.ProcessSpec{Cmd: "id", Args: []string{"-G"}, User: name, Cwd: "/"}).stdout)))
 
+	named := run(t, g, nestbox.ProcessSpec{
+		Cmd: "sh", Args: []string{"-c", "echo out > /dev/stdout; echo err > /dev/stderr; cat /dev/stdin"}, User: name, Cwd: "/",
+	})
+	require.Equal(t, "out\n", string(named.stdout), "%s", named.stderr)
+	require.Equal(t, "err\n", string(named.stderr))
+
 	dir := scratch(t, g)
 	output(t, g, "mkdir -m 700 "+dir+"/private")
 	_, _, err := g.Start(waiting(t), nestbox.ProcessSpec{Cmd: "true", User: name, Cwd: dir + "/private"}, nil)

@@ -42,7 +42,7 @@ type Config struct {
 	MaxUploadBytes int64         // of files/write, and of what is spooled; 0 = 100 MiB
 	MaxSpools      int           // uploads spooled at a time; 0 = 16
 	SpoolDir       string        // for uploads whose file comes before its path, and for answers; "" = os.TempDir
-	MaxSpoolBytes  int64         // of answers on disk; 0 = 1 GiB
+	MaxSpoolBytes  int64         // of answers on disk, of which those of one team are a quarter; 0 = 1 GiB
 	MaxMemory      int64         // that requests may make the server hold; 0 = 512 MiB
 	MaxTeamMemory  int64         // of it those of one team; 0 = a quarter
 	PingInterval   time.Duration // between pings on a WebSocket; 0 = 20 s
@@ -106,7 +106,7 @@ func newServer(cfg Config) *server {
 		log:     cfg.Log,
 		root:    chi.NewRouter(),
 		spools:  make(chan struct{}, cfg.MaxSpools),
-		answers: spool.NewPool(cfg.SpoolDir, cfg.MaxSpoolBytes),
+		answers: spool.NewPool(cfg.SpoolDir, cfg.MaxSpoolBytes, cfg.MaxSpoolBytes/4),
 		memory:  meter.New(cfg.MaxMemory, cfg.MaxTeamMemory),
 		buffers: sync.Pool{New: func() any { return new(bytes.Buffer) }},
 	}

@@ -100,7 +100,7 @@ func (s *server) exec(ctx context.Context, caller control.Caller, in *execInput)
 	if spec.Timeout == 0 {
 		spec.Timeout = defaultExecTimeout
 	}
-	stdout, stderr := s.answers.New(), s.answers.New()
+	stdout, stderr := s.answers.New(caller.TeamID), s.answers.New(caller.TeamID)
 	done := func() { _ = errors.Join(stdout.Close(), stderr.Close()) } // nobody reads them any more
 	res, err := s.control.Processes.Exec(ctx, caller, in.ID, spec, stdout, stderr)
 	if err != nil {

@@ -32,7 +32,8 @@ var (
 )
 
 // List returns a page of the caller's capsules, newest first, and the cursor
-// of the page after it, "" if there is none. CodeInvalid: bad limit or cursor.
+// of the page after it, "" if there is none. A page with much metadata is shorter
+// than its limit. CodeInvalid: bad limit or cursor.
 func (c *Capsules) List(ctx context.Context, by Caller, req ListCapsules) (capsules []nestbox.Capsule, next string, err error) {
 	page := store.Page{States: presentStates, Limit: req.Limit}
 	if req.All {
@@ -49,15 +50,12 @@ func (c *Capsules) List(ctx context.Context, by Caller, req ListCapsules) (capsu
 			return nil, "", err
 		}
 	}
-	limit := page.Limit
-	page.Limit++ // one more tells whether there is a next page
-	capsules, err = c.cfg.Store.CapsulesOfTeam(ctx, by.TeamID, page)
+	capsules, more, err := c.cfg.Store.CapsulesOfTeam(ctx, by.TeamID, page)
 	if err != nil {
 		return nil, "", err
 	}
-	if len(capsules) > limit {
-		capsules = capsules[:limit]
-		next = cursorAfter(capsules[limit-1])
+	if more {
+		next = cursorAfter(capsules[len(capsules)-1])
 	}
 	return capsules, next, nil
 }

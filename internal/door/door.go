@@ -253,6 +253,9 @@ func Admit(ctx context.Context, team string, essential bool) (release func(), er
 	case c.busy == 0 && d.busy >= all:
 		return nil, nestbox.Errorf(nestbox.CodeExhausted, "the server has too many requests and streams at a time; try again")
 	}
+	if rc, ok := ctx.Value(answerKey{}).(*http.ResponseController); ok {
+		_ = rc.SetWriteDeadline(time.Time{})
+	}
 	d.teams[team]++
 	if c.busy++; c.busy == 1 && !c.gone {
 		d.busy++
@@ -279,14 +282,23 @@ const (
 	firstBody   = 5 * time.Second
 	graceBody   = 20 * time.Second
 	minBodyRate = 1 << 10 // bytes a second
+
+	// strangerAnswer is how long an answer to a caller that is not known may
+	// take to be read.
+	strangerAnswer = 10 * time.Second
 )
 
-// Handler bounds how slowly bodies come. A handler that does not read a body
+type answerKey struct{}
+
+// Handler bounds how slowly bodies come, and how slowly those whose caller is not
+// known take their answers. A handler that does not read a body
 // need not care for it.
 func (d *Door) Handler(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		rc := http.NewResponseController(w)
+		_ = rc.SetWriteDeadline(time.Now().Add(strangerAnswer)) // until Admit
+		r = r.WithContext(context.WithValue(r.Context(), answerKey{}, rc))
 		if r.Body != nil && r.Body != http.NoBody {
-			rc := http.NewResponseController(w)
 			_ = rc.SetReadDeadline(time.Now().Add(firstBody)) // recorders have none
 			body := &pacedBody{ReadCloser: r.Body, rc: rc}
 			r = r.WithContext(context.WithValue(r.Context(), bodyKey{}, body))

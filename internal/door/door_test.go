@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -158,6 +159,56 @@ func TestReserve(t *testing.T) {
 		require.Equal(t, ok, ask(t, over, "Team: "+team+"\r\nEssential: 1\r\nQuick: 1\r\n"), team)
 	}
 	require.Equal(t, ok, ask(t, over, ""), "and what needs no key")
+}
+
+// TestStrangersAnswers: an answer that a stranger does not take is not waited for;
+// one of a known caller is.
+func TestStrangersAnswers(t *testing.T) {
+	t.Parallel()
+	for name, team := range map[string]string{"stranger": "", "known": "a"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d := New(Config{})
+			written := make(chan error, 1)
+			server := &http.Server{ConnContext: d.ConnContext, Handler: d.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if team != "" {
+					release, err := Admit(r.Context(), team, false)
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					defer release()
+				}
+				var err error
+				for err == nil && r.Context().Err() == nil {
+					_, err = w.Write(make([]byte, 1<<20))
+				}
+				written <- err
+			}))}
+			raw, err := net.Listen("tcp", "127.0.0.1:0")
+			require.NoError(t, err)
+			served := make(chan error, 1)
+			go func() { served <- server.Serve(d.Listen(raw)) }()
+			conn, err := net.Dial("tcp", raw.Addr().String())
+			require.NoError(t, err)
+			defer conn.Close()
+			_, err = io.WriteString(conn, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+			require.NoError(t, err)
+			wait := patience
+			if team != "" {
+				wait = strangerAnswer + 2*time.Second
+			}
+			select {
+			case err := <-written:
+				require.Empty(t, team, "cut off")
+				require.ErrorIs(t, err, os.ErrDeadlineExceeded)
+			case <-time.After(wait):
+				require.NotEmpty(t, team, "a stranger is waited for")
+			}
+			require.NoError(t, server.Close())
+			<-served
+		})
+	}
 }
 
 func TestWithoutADoor(t *testing.T) {

@@ -8,7 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"sync/atomic"
+	"sync"
 	"unicode/utf8"
 )
 
@@ -20,26 +20,49 @@ var ErrFull = errors.New("there is no room for more spooled bytes")
 
 // Pool is where spools are.
 type Pool struct {
-	dir  string
-	max  int64
-	used atomic.Int64 // bytes of files
+	dir     string
+	max     int64
+	perTeam int64
+
+	mu    sync.Mutex
+	used  int64 // bytes of files
+	teams map[string]int64
 }
 
-// NewPool returns a Pool of files in dir that may have so many bytes together.
-func NewPool(dir string, maxBytes int64) *Pool { return &Pool{dir: dir, max: maxBytes} }
+// NewPool returns a Pool of files in dir that may have so many bytes together,
+// and those of each team.
+func NewPool(dir string, maxBytes, perTeam int64) *Pool {
+	return &Pool{dir: dir, max: maxBytes, perTeam: min(perTeam, maxBytes), teams: map[string]int64{}}
+}
+
+// take counts bytes of a team's files; negative ones are given back. It reports
+// false if there is no room.
+func (p *Pool) take(team string, n int64) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if n > 0 && (p.used+n > p.max || p.teams[team]+n > p.perTeam) {
+		return false
+	}
+	p.used += n
+	if p.teams[team] += n; p.teams[team] == 0 {
+		delete(p.teams, team)
+	}
+	return true
+}
 
 // Spool collects bytes, to be read once they all are there. It is used by one
 // goroutine at a time. Close frees it.
 type Spool struct {
 	pool *Pool
+	team string
 	mem  []byte
 	file *os.File // holds what mem did too, once it is there
 	size int64
 	text utf8Checker
 }
 
-// New returns an empty Spool, which uses nothing yet.
-func (p *Pool) New() *Spool { return &Spool{pool: p} }
+// New returns an empty Spool of a team, which uses nothing yet.
+func (p *Pool) New(team string) *Spool { return &Spool{pool: p, team: team} }
 
 // Write implements io.Writer. On ErrFull nothing was written, and what was
 // written before can still be read.
@@ -53,18 +76,17 @@ func (s *Spool) Write(b []byte) (int, error) {
 	if s.file == nil {
 		grow += s.size
 	}
-	if s.pool.used.Add(grow) > s.pool.max {
-		s.pool.used.Add(-grow)
+	if !s.pool.take(s.team, grow) {
 		return 0, ErrFull
 	}
 	if s.file == nil {
 		if err := s.open(); err != nil {
-			s.pool.used.Add(-grow)
+			s.pool.take(s.team, -grow)
 			return 0, err
 		}
 	}
 	if _, err := s.file.WriteAt(b, s.size); err != nil {
-		s.pool.used.Add(-int64(len(b)))
+		s.pool.take(s.team, -int64(len(b)))
 		return 0, fmt.Errorf("%w: %w", ErrFull, err) // a full disk is one way of it
 	}
 	s.took(b)
@@ -125,7 +147,7 @@ func (s *Spool) Close() error {
 	if s.file == nil {
 		return nil
 	}
-	s.pool.used.Add(-s.size)
+	s.pool.take(s.team, -s.size)
 	f := s.file
 	s.file, s.size = nil, 0
 	return f.Close()

@@ -16,9 +16,9 @@ import (
 // is text is known.
 func TestSpool(t *testing.T) {
 	t.Parallel()
-	pool := NewPool(t.TempDir(), 1<<30)
+	pool := NewPool(t.TempDir(), 1<<30, 1<<30)
 	rapid.Check(t, func(t *rapid.T) {
-		s := pool.New()
+		s := pool.New("a")
 		defer s.Close()
 		var want bytes.Buffer
 		piece := rapid.OneOf(
@@ -41,16 +41,18 @@ func TestSpool(t *testing.T) {
 			require.True(t, bytes.Equal(want.Bytes(), got))
 		}
 	})
-	require.Zero(t, pool.used.Load())
+	require.Zero(t, pool.used)
 }
 
 func TestFull(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	pool := NewPool(dir, 3*inMemory)
-	a, b := pool.New(), pool.New()
+	pool := NewPool(dir, 3*inMemory, 2*inMemory)
+	a, b := pool.New("a"), pool.New("b")
 	_, err := a.Write(make([]byte, 2*inMemory))
 	require.NoError(t, err)
+	_, err = a.Write([]byte("x"))
+	require.ErrorIs(t, err, ErrFull, "of its team")
 	_, err = b.Write(make([]byte, inMemory))
 	require.NoError(t, err, "in memory")
 	_, err = b.Write([]byte("x"))
@@ -64,9 +66,9 @@ func TestFull(t *testing.T) {
 	require.NoError(t, err)
 	require.Empty(t, entries, "files have no names")
 	require.NoError(t, b.Close())
-	require.Zero(t, pool.used.Load())
+	require.Zero(t, pool.used)
 
-	c := NewPool(filepath.Join(dir, "missing"), 1<<30).New()
+	c := NewPool(filepath.Join(dir, "missing"), 1<<30, 1<<30).New("a")
 	_, err = c.Write(make([]byte, 2*inMemory))
 	require.ErrorIs(t, err, os.ErrNotExist)
 }

@@ -58,8 +58,13 @@ type Position struct {
 	ID        string
 }
 
-// CapsulesOfTeam returns a page of a team's capsules, newest first.
-func (s *Store) CapsulesOfTeam(ctx context.Context, teamID string, p Page) ([]nestbox.Capsule, error) {
+// maxPageBytes bounds the metadata of a page: what it has after that comes in the
+// next one.
+const maxPageBytes = 1 << 20
+
+// CapsulesOfTeam returns a page of a team's capsules, newest first, and whether
+// there are more. A page may be shorter than its limit.
+func (s *Store) CapsulesOfTeam(ctx context.Context, teamID string, p Page) (_ []nestbox.Capsule, more bool, err error) {
 	before := int64(math.MaxInt64)
 	if !p.Before.CreatedAt.IsZero() {
 		before = micros(p.Before.CreatedAt)
@@ -68,9 +73,26 @@ func (s *Store) CapsulesOfTeam(ctx context.Context, teamID string, p Page) ([]ne
 	for _, state := range p.States {
 		args = append(args, state)
 	}
-	return list(ctx, s, "list capsules", scanCapsule, `SELECT `+capsuleColumns+` FROM capsules
+	bytes := 0
+	page, err := list(ctx, s, "list capsules", func(r row) (nestbox.Capsule, error) {
+		if bytes > maxPageBytes {
+			return nestbox.Capsule{}, errEnough
+		}
+		c, err := scanCapsule(r)
+		for k, v := range c.Metadata {
+			bytes += len(k) + len(v)
+		}
+		return c, err
+	}, `SELECT `+capsuleColumns+` FROM capsules
 		WHERE team_id = ? AND state IN (`+marks(len(p.States))+`) AND (created_at, id) < (?, ?)
-		ORDER BY created_at DESC, id DESC LIMIT ?`, append(args, before, p.Before.ID, p.Limit)...)
+		ORDER BY created_at DESC, id DESC LIMIT ?`, append(args, before, p.Before.ID, p.Limit+1)...)
+	if errors.Is(err, errEnough) {
+		return page, true, nil
+	}
+	if len(page) > p.Limit {
+		return page[:p.Limit], true, err
+	}
+	return page, false, err
 }
 
 // LiveCapsules returns the capsules that hold, or may hold, resources of a

@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -192,11 +193,11 @@ func TestCapsulesOfTeamPages(t *testing.T) {
 		collect := func(limit int, states []nestbox.CapsuleState) (got []nestbox.Capsule) {
 			page := store.Page{States: states, Limit: limit}
 			for {
-				part, err := s.CapsulesOfTeam(t.Context(), team.ID, page)
+				part, more, err := s.CapsulesOfTeam(t.Context(), team.ID, page)
 				require.NoError(t, err)
 				require.LessOrEqual(t, len(part), limit)
 				got = append(got, part...)
-				if len(part) < limit {
+				if !more {
 					return got
 				}
 				last := part[len(part)-1]
@@ -208,6 +209,35 @@ func TestCapsulesOfTeamPages(t *testing.T) {
 		}
 		running := slices.DeleteFunc(slices.Clone(want), func(c nestbox.Capsule) bool { return c.State != nestbox.StateRunning })
 		require.Equal(t, running, collect(2, []nestbox.CapsuleState{nestbox.StateRunning}))
+	})
+}
+
+// TestPagesAreBoundedInBytes: a page with much metadata is shorter, and nothing is
+// left out.
+func TestPagesAreBoundedInBytes(t *testing.T) {
+	forEachStore(t, func(t *testing.T, s *store.Store) {
+		team := addTeam(t, s)
+		big := map[string]string{}
+		for i := range nestbox.MaxMetadata {
+			big[fmt.Sprint(i)] = strings.Repeat("m", nestbox.MaxMetadataValue)
+		}
+		for i := range 20 {
+			c := newCapsule(team.ID, epoch.Add(time.Duration(i)*time.Second))
+			c.Metadata = big
+			require.NoError(t, s.CreateCapsule(t.Context(), c, host))
+		}
+		page, pages, seen := store.Page{States: states, Limit: 1000}, 0, 0
+		for more := true; more; pages++ {
+			part, m, err := s.CapsulesOfTeam(t.Context(), team.ID, page)
+			require.NoError(t, err)
+			require.NotEmpty(t, part)
+			require.Less(t, len(part), 10)
+			more, seen = m, seen+len(part)
+			last := part[len(part)-1]
+			page.Before = store.Position{CreatedAt: last.CreatedAt, ID: last.ID}
+		}
+		require.Equal(t, 20, seen)
+		require.Greater(t, pages, 3)
 	})
 }
 

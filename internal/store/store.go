@@ -102,6 +102,9 @@ func (s *Store) queryRow(ctx context.Context, query string, args ...any) *sql.Ro
 // row is *sql.Row or *sql.Rows.
 type row interface{ Scan(dest ...any) error }
 
+// errEnough ends a list early: what was read until then is returned with it.
+var errEnough = errors.New("enough was read")
+
 // list runs a query and scans each row of its answer.
 func list[T any](ctx context.Context, s *Store, what string, scan func(row) (T, error), query string, args ...any) ([]T, error) {
 	rows, err := s.read.QueryContext(ctx, s.dialect.rebind(query), args...)
@@ -112,6 +115,9 @@ func list[T any](ctx context.Context, s *Store, what string, scan func(row) (T, 
 	var out []T
 	for rows.Next() {
 		v, err := scan(rows)
+		if errors.Is(err, errEnough) {
+			return out, err
+		}
 		if err != nil {
 			return nil, fail(what, err)
 		}

@@ -101,7 +101,7 @@ func (m *Manager) awaitEnvd(ctx context.Context, b *access) error {
 	ctx, cancel := context.WithTimeout(ctx, m.cfg.ReadyIn)
 	defer cancel()
 	pauses := backoff.NewExponentialBackOff()
-	pauses.InitialInterval, pauses.MaxInterval, pauses.Multiplier = firstPing, lastPing, 2
+	pauses.InitialInterval, pauses.MaxInterval, pauses.Multiplier = firstPing, lastPing, 1.2
 	for {
 		_, err := b.guest.Ping(ctx)
 		if err == nil {

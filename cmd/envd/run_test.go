@@ -167,7 +167,7 @@ func requireWithheld(t *testing.T, output string) {
 func TestInheritedSignals(t *testing.T) {
 	t.Parallel()
 	portFile := filepath.Join(t.TempDir(), "port")
-	cmd := exec.Command("env", "--ignore-signal=HUP", "--ignore-signal=INT", "--ignore-signal=PIPE", "--ignore-signal=USR2", "--block-signal=USR1", "--block-signal=TERM",
+	cmd := exec.Command("env", "--ignore-signal=HUP", "--ignore-signal=INT", "--ignore-signal=PIPE", "--ignore-signal=USR2", "--ignore-signal=RTMAX", "--block-signal=USR1", "--block-signal=TERM",
 		testbin.Envd(t), "--listen", "127.0.0.1:0", "--port-file", portFile)
 	cmd.Env = append(os.Environ(), "NESTBOX_TOKEN=right")
 	cmd.Stderr = os.Stderr

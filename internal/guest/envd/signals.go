@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -17,7 +18,10 @@ import (
 // as under nohup(1). Programs expect the defaults.
 type inheritedSignals struct {
 	ignored []os.Signal
-	blocked bool
+	// internal are those of the ignored that the Go runtime leaves alone because
+	// C libraries use them. posix_spawn(3) of glibc, and so make(1), ignores 32.
+	internal []int
+	blocked  bool
 }
 
 // readInheritedSignals asks the kernel (proc_pid_status(5)).
@@ -37,9 +41,13 @@ func readInheritedSignals() (s inheritedSignals) {
 		case "SigBlk":
 			s.blocked = mask != 0
 		case "SigIgn":
-			for sig := syscall.Signal(1); sig <= 31; sig++ {
-				if mask>>(sig-1)&1 != 0 {
-					s.ignored = append(s.ignored, sig)
+			for sig := 1; sig <= 64; sig++ {
+				switch {
+				case mask>>(sig-1)&1 == 0:
+				case 32 <= sig && sig <= 34:
+					s.internal = append(s.internal, sig)
+				default:
+					s.ignored = append(s.ignored, syscall.Signal(sig))
 				}
 			}
 		}
@@ -50,15 +58,35 @@ func readInheritedSignals() (s inheritedSignals) {
 // catch has the ignored signals caught and dropped: what is caught has its default
 // in a program that is started, and this process ignores it still.
 func (s inheritedSignals) catch() (stop func()) {
-	if len(s.ignored) == 0 {
-		return func() {}
+	for _, sig := range s.internal {
+		setDisposition(sig, sigDefault)
 	}
 	dropped := make(chan os.Signal, 1) // nothing receives, and the runtime does not wait
-	signal.Notify(dropped, s.ignored...)
-	return func() {
-		signal.Stop(dropped)
-		signal.Ignore(s.ignored...)
+	if len(s.ignored) > 0 {            // without signals, Notify is for all
+		signal.Notify(dropped, s.ignored...)
 	}
+	return func() {
+		for _, sig := range s.internal {
+			setDisposition(sig, sigIgnore)
+		}
+		if len(s.ignored) > 0 { // without signals, Ignore is for all
+			signal.Stop(dropped)
+			signal.Ignore(s.ignored...)
+		}
+	}
+}
+
+// SIG_DFL and SIG_IGN of signal(2).
+const (
+	sigDefault = 0
+	sigIgnore  = 1
+)
+
+// setDisposition sets what a signal does that the Go runtime has nothing to do
+// with (rt_sigaction(2)).
+func setDisposition(sig int, handler uintptr) {
+	action := [4]uintptr{handler} // then flags, restorer and mask
+	_, _, _ = unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(sig), uintptr(unsafe.Pointer(&action)), 0, unsafe.Sizeof(action[3]), 0, 0)
 }
 
 // unblocked calls start on a thread that blocks no signal.

@@ -92,6 +92,7 @@ func run(ctx context.Context, args []string) (err error) {
 		{"small files", (*bench).smallTransfers},
 		{"1,000 readers", (*bench).readers},
 		{"1,000 processes", (*bench).processes},
+		{"kills", (*bench).kills},
 		{"saturated", (*bench).saturated},
 	} {
 		if !strings.Contains(m.name, b.only) {

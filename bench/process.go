@@ -273,6 +273,57 @@ func (b *bench) processes(ctx context.Context) error {
 	return nil
 }
 
+// kills measures killing 50 and 800 trees at once.
+func (b *bench) kills(ctx context.Context) error {
+	c, free, err := b.capsule(ctx, 4096)
+	if err != nil {
+		return err
+	}
+	defer free()
+	var each [2]time.Duration
+	for i, n := range []int{50, 800} {
+		took, err := killAtOnce(ctx, c, n)
+		if err != nil {
+			return fmt.Errorf("%d trees: %w", n, err)
+		}
+		each[i] = took / time.Duration(n)
+	}
+	b.rows = append(b.rows, row{
+		"kill 800 trees at once", ms(each[1]) + " each",
+		"50 at once: " + ms(each[0]) + " each", fmt.Sprintf("%.2f", ratio(each[1], each[0])),
+		"≤ 5 ms each", each[1] <= 5*time.Millisecond,
+	})
+	return nil
+}
+
+// killAtOnce starts n trees of two processes and kills them all at once.
+func killAtOnce(ctx context.Context, c *client.Capsule, n int) (time.Duration, error) {
+	ids := make([]string, n)
+	for i := range ids {
+		p, err := c.Processes.Start(ctx, nestbox.ProcessSpec{Cmd: "/bin/sh", Args: []string{"-c", "sleep 1000 & wait"}})
+		if err != nil {
+			return 0, err
+		}
+		ids[i] = p.ID.String()
+	}
+	errs := make(chan error, n)
+	took, _ := timed(func() error {
+		var done sync.WaitGroup
+		for _, id := range ids {
+			done.Go(func() { errs <- c.Processes.Kill(ctx, id, client.Kill{}) })
+		}
+		done.Wait()
+		return nil
+	})
+	close(errs)
+	for err := range errs {
+		if err != nil {
+			return 0, err
+		}
+	}
+	return took, nil
+}
+
 // envdKB returns the resident memory of envd in KiB.
 func envdKB(ctx context.Context, c *client.Capsule) (int, error) {
 	out, err := c.CommandContext(ctx, "/usr/bin/awk", "/VmRSS/{print $2}", "/proc/1/status").Output()

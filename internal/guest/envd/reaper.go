@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"os/signal"
+	"slices"
 	"sync"
 	"syscall"
 	"unsafe"
@@ -24,7 +25,8 @@ type reaper struct {
 	nextFork uint64
 	heldPID  int    // a dead child that is not registered (yet?) …
 	heldFork uint64 // … and is none of the forks from here on
-	changed  chan struct{}
+
+	watchers map[int][]chan struct{} // by PID: who wants to know when it is reaped
 
 	signals inheritedSignals
 	uncatch func()
@@ -61,6 +63,7 @@ func acquireReaper() (*reaper, error) {
 		r := &reaper{
 			children: map[int]*child{},
 			forks:    map[uint64]struct{}{},
+			watchers: map[int][]chan struct{}{},
 			wake:     make(chan os.Signal, 1),
 			done:     make(chan struct{}),
 			signals:  readInheritedSignals(),
@@ -173,9 +176,11 @@ func (r *reaper) reap(pid int) bool {
 		delete(r.children, pid)
 		c.exited(status)
 	}
-	if r.changed != nil {
-		close(r.changed)
-		r.changed = nil
+	for _, c := range r.watchers[pid] {
+		select {
+		case c <- struct{}{}:
+		default: // it has not looked since it was told last
+		}
 	}
 	return true
 }
@@ -232,14 +237,26 @@ func (r *reaper) signalGroup(c *child, sig syscall.Signal) error {
 	return unix.Kill(-c.pid, sig) // the leader of a session is always in its own group
 }
 
-// nextReap returns a channel that is closed when the next child is reaped.
-func (r *reaper) nextReap() <-chan struct{} {
+// watch returns a channel that tells when one of pids was reaped, until stop is
+// called. Each watches its own, so that a thousand who wait do not wake each
+// other.
+func (r *reaper) watch(pids []int) (reaped <-chan struct{}, stop func()) {
+	c := make(chan struct{}, 1)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.changed == nil {
-		r.changed = make(chan struct{})
+	for _, pid := range pids {
+		r.watchers[pid] = append(r.watchers[pid], c)
 	}
-	return r.changed
+	return c, func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		for _, pid := range pids {
+			r.watchers[pid] = slices.DeleteFunc(r.watchers[pid], func(w chan struct{}) bool { return w == c })
+			if len(r.watchers[pid]) == 0 {
+				delete(r.watchers, pid)
+			}
+		}
+	}
 }
 
 // peek returns the PID of a dead child and leaves it as it is; 0 if there is

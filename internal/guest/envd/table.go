@@ -30,6 +30,7 @@ type table struct {
 	accounts *accounts
 	reaper   *reaper
 	groups   *treeGroups
+	looks    looks
 	devNull  int    // a descriptor of /dev/null
 	marks    string // what all marks begin with
 	group    group

@@ -180,8 +180,9 @@ func (k *treeKill) waitSeen(ctx context.Context) error {
 	pause := minRescan
 	timer := time.NewTimer(pause)
 	defer timer.Stop()
+	reaped, stop := k.table.reaper.watch(slices.Collect(maps.Keys(k.seen)))
+	defer stop()
 	for {
-		reaped := k.table.reaper.nextReap()
 		if !k.anySeen() {
 			return nil
 		}
@@ -197,8 +198,11 @@ func (k *treeKill) waitSeen(ctx context.Context) error {
 }
 
 // anySeen reports whether a member that was seen still lives, and forgets
-// those that do not.
+// those that do not. As long as the leader lives, that takes no look at it.
 func (k *treeKill) anySeen() bool {
+	if _, ok := k.seen[k.tree.pid]; ok && k.table.reaper.alive(k.tree.child) {
+		return true
+	}
 	for pid, start := range k.seen {
 		stat, err := readStat(pid)
 		if err == nil && stat.start == start && k.lives(stat) {
@@ -219,14 +223,15 @@ func (k *treeKill) lives(s procStat) bool {
 // members returns the living processes of the tree as they are now: the
 // leader; who is in the tree's control group; whose parent is a member; who is
 // in the session of a member; who has the mark; and who was seen as a member
-// before. With churn, processes
-// have vanished meanwhile that may have been members.
+// before. With churn, processes have
+// vanished meanwhile that may have been members.
 func (k *treeKill) members() (living []procStat, churn bool, err error) {
 	k.grouped = k.tree.group.pids()
-	others, churn, err := k.candidates()
-	if err != nil {
-		return nil, false, err
+	seen := k.table.looks.next(k.table.look)
+	if seen.err != nil {
+		return nil, false, nestbox.Errorf(nestbox.CodeGuest, "list processes: %w", seen.err)
 	}
+	others, churn := k.candidates(seen)
 	member := map[int]bool{}
 	sessions := map[int]bool{}
 	add := func(s procStat) {
@@ -265,7 +270,7 @@ func (k *treeKill) members() (living []procStat, churn bool, err error) {
 		if _, ok := k.strangers[s.pid]; ok {
 			return false
 		}
-		yes, vanished := k.marked(s)
+		yes, vanished := k.marked(seen, s)
 		churn = churn || vanished
 		if !yes {
 			k.strangers[s.pid] = struct{}{}
@@ -278,24 +283,35 @@ func (k *treeKill) members() (living []procStat, churn bool, err error) {
 	return living, churn, nil
 }
 
-// candidates reads the processes that may belong to the tree, the newest
-// first: not us, nobody who was found a stranger, and not the leaders of other
-// trees, of which there may be many.
-func (k *treeKill) candidates() (stats []procStat, churn bool, err error) {
+// candidates returns the processes that may belong to the tree: not those that
+// were found strangers, and not the leaders of other trees.
+func (k *treeKill) candidates(seen *look) (stats []procStat, churn bool) {
 	if now := time.Now(); now.Sub(k.strangersSince) > forgetStrangers {
 		clear(k.strangers)
 		k.strangersSince = now
 	}
-	pids, err := listPIDs()
-	if err != nil {
-		return nil, false, nestbox.Errorf(nestbox.CodeGuest, "list processes: %w", err)
+	missing := map[int]struct{}{}
+	maps.Copy(missing, k.grouped)
+	for _, s := range seen.stats {
+		_, stranger := k.strangers[s.pid]
+		_, grouped := k.grouped[s.pid]
+		if grouped || !stranger {
+			stats = append(stats, s)
+		}
+		delete(missing, s.pid)
 	}
-	for _, pid := range slices.Backward(pids) {
+	for _, pid := range seen.vanished {
 		_, stranger := k.strangers[pid]
 		_, grouped := k.grouped[pid]
-		if pid == k.self || !grouped && (stranger || k.table.leads(pid, k.tree)) {
-			continue
-		}
+		churn = churn || grouped || !stranger
+		delete(missing, pid)
+	}
+	// The look leaves out leaders. Only ours, and who is in our control group,
+	// are of interest.
+	if k.table.reaper.alive(k.tree.child) {
+		missing[k.tree.pid] = struct{}{}
+	}
+	for pid := range missing {
 		s, err := readStat(pid)
 		if err != nil {
 			churn = true
@@ -303,7 +319,7 @@ func (k *treeKill) candidates() (stats []procStat, churn bool, err error) {
 		}
 		stats = append(stats, s)
 	}
-	return stats, churn, nil
+	return stats, churn
 }
 
 // leads reports whether pid is the living leader of another tree than p's.
@@ -330,7 +346,7 @@ func (k *treeKill) known(s procStat) bool {
 // own, and so is its session; afterwards a session of that number is the
 // tree's only if no new process has the number, and its members no other
 // mark.
-func (k *treeKill) marked(s procStat) (yes, vanished bool) {
+func (k *treeKill) marked(seen *look, s procStat) (yes, vanished bool) {
 	if s.dead() {
 		return false, true // no environment left
 	}
@@ -338,19 +354,18 @@ func (k *treeKill) marked(s procStat) (yes, vanished bool) {
 	if leaderAlive && s.session == k.tree.pid {
 		return true, false
 	}
-	if s.session > 0 && k.table.leads(s.session, k.tree) {
+	mark, vanished := seen.mark(s.pid)
+	switch {
+	case mark != "" && mark != k.tree.mark:
+		return false, false
+	case s.session > 0 && k.table.leads(s.session, k.tree):
 		return false, false // a session cannot be joined: this is of another tree
-	}
-	switch markOf(s.pid) {
-	case k.tree.mark:
-		return true, false
-	case "":
-		if now, err := readStat(s.pid); err != nil || now.dead() {
-			return false, true
-		}
+	case vanished:
+		return false, true
+	case mark == "":
 		return !leaderAlive && s.session == k.tree.pid && !k.table.numberReused(k.tree), false
 	}
-	return false, false
+	return true, false
 }
 
 // numberReused reports whether another process has, or had, the number of

@@ -68,6 +68,7 @@ func RunProcesses(t *testing.T, newGuest func(t *testing.T) guest.Guest) {
 		"KillLastWords":    testKillLastWords,
 		"KillEnded":        testKillEnded,
 		"KillConcurrently": testKillConcurrently,
+		"KillManyAtOnce":   testKillManyAtOnce,
 		"KillSparesOthers": testKillSparesOthers,
 		"KillInvalid":      testKillInvalid,
 		"Timeout":          testTimeout,

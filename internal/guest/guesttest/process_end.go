@@ -87,9 +87,13 @@ names = ["HUP", "INT", "QUIT", "USR1", "USR2", "PIPE", "ALRM", "TERM", "CONT", "
 who = "child" if os.fork() == 0 else "leader"
 for name in names:
     signal.signal(getattr(signal, "SIG" + name), lambda n, frame: os.write(1, f"<{who} {n}>".encode()))
+# pause() would sleep on if a signal came just before it.
+woken, wake = os.pipe()
+os.set_blocking(wake, False)
+signal.set_wakeup_fd(wake)
 os.write(1, f"<{who} up>".encode())
 while True:
-    signal.pause()
+    os.read(woken, 1)
 `), &guest.Attach{})
 	tr := &transcript{}
 	tr.readUntil(t, r, "<leader up>")
@@ -284,6 +288,33 @@ func testKillConcurrently(t *testing.T, g guest.Processes) {
 		})
 	}
 	wg.Wait()
+}
+
+// testKillManyAtOnce kills many trees at the same time: every kill answers when
+// all of its own tree is gone, and none gives up because of the others.
+func testKillManyAtOnce(t *testing.T, g guest.Processes) {
+	dir := scratch(t, g)
+	var begun []nestbox.Process
+	for i := range 100 {
+		spec := shell(`setsid sleep 1000 & echo $! >>$PIDS; sleep 1000 & echo $! $$ >>$PIDS; echo up; wait`)
+		spec.Env = map[string]string{"PIDS": dir + "/" + itoa(i)}
+		p, r := startAttached(t, g, spec, &guest.Attach{})
+		(&transcript{}).readUntil(t, r, "up")
+		begun = append(begun, p)
+	}
+	var wg sync.WaitGroup
+	for _, p := range begun {
+		wg.Go(func() {
+			killed, err := g.Kill(t.Context(), exact(p), guest.Kill{})
+			if err != nil || killed.Exit == nil || killed.Exit.Reason != nestbox.ReasonKilled {
+				t.Errorf("kill: %v %+v", err, killed.Exit)
+			}
+		})
+	}
+	wg.Wait()
+	pids := strings.Fields(output(t, g, "cat "+dir+"/*"))
+	require.Len(t, pids, 3*len(begun))
+	require.Empty(t, existing(t, g, pids))
 }
 
 func testKillSparesOthers(t *testing.T, g guest.Processes) {

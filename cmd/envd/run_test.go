@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sys/unix"
 
 	"github.com/nestbox/nestbox"
 	"github.com/nestbox/nestbox/internal/guest"
@@ -188,4 +189,27 @@ func TestInheritedSignals(t *testing.T) {
 		}
 		require.Equal(t, "SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\n", string(text))
 	}
+}
+
+// TestOutOfDescriptors: what cannot be looked up because descriptors have run
+// out is not said not to exist.
+func TestOutOfDescriptors(t *testing.T) {
+	t.Parallel()
+	portFile := filepath.Join(t.TempDir(), "port")
+	cmd := exec.Command(testbin.Envd(t), "--listen", "127.0.0.1:0", "--port-file", portFile)
+	cmd.Env = append(os.Environ(), "NESTBOX_TOKEN=right")
+	require.NoError(t, cmd.Start())
+	defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
+	c := newClient(t, awaitPort(t, portFile), "right")
+	start := func() error {
+		_, _, err := c.Processes().Start(t.Context(), nestbox.ProcessSpec{Cmd: "true", User: "nobody"}, nil)
+		return err
+	}
+	_, err := c.Ping(t.Context()) // on the connection that the calls below use too
+	require.NoError(t, err)
+
+	require.NoError(t, unix.Prlimit(cmd.Process.Pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: 1 << 10}, nil))
+	require.Equal(t, nestbox.CodeExhausted, nestbox.CodeOf(start()))
+	require.NoError(t, unix.Prlimit(cmd.Process.Pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 1 << 10, Max: 1 << 10}, nil))
+	require.NoError(t, start())
 }

@@ -2,6 +2,7 @@ package envd
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"io/fs"
 	"os"
@@ -83,11 +84,14 @@ type fileVersion struct {
 func newAccounts(dir string) *accounts { return &accounts{dir: dir} }
 
 // find returns the account with a name or number; "" is root. CodeInvalid if
-// there is none.
+// there is none; CodeExhausted if the capsule has run out of what it takes to
+// look.
 func (a *accounts) find(name string) (account, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.refresh()
+	if err := a.refresh(); err != nil {
+		return account{}, resourceError("look up the user", err)
+	}
 	if name == "" {
 		name = "root"
 	}
@@ -111,28 +115,43 @@ func (a *accounts) find(name string) (account, error) {
 func (a *accounts) owners() ownerNames {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.refresh()
+	_ = a.refresh() // else the names as they were
 	return a.names
 }
 
-func (a *accounts) refresh() {
+// refresh parses what has changed. It fails, and leaves what is known as it is,
+// only when the machine has run out of something: files that are missing, or
+// are none, have no entries.
+func (a *accounts) refresh() error {
 	passwd, group := filepath.Join(a.dir, "passwd"), filepath.Join(a.dir, "group")
-	if v := versionOf(passwd); a.byName == nil || v != a.passwd {
-		a.passwd = v
-		a.setUsers(readAccounts(passwd, user.ParsePasswd, 2, 3))
-	}
-	if v := versionOf(group); a.member == nil || v != a.group {
-		a.group = v
-		a.setGroups(readAccounts(group, user.ParseGroup, 2))
-	}
+	err := refreshFile(passwd, &a.passwd, a.byName == nil, user.ParsePasswd, a.setUsers, 2, 3)
+	return errors.Join(err, refreshFile(group, &a.group, a.member == nil, user.ParseGroup, a.setGroups, 2))
 }
 
-func versionOf(path string) fileVersion {
-	info, err := os.Stat(path)
-	if err != nil {
-		return fileVersion{}
+func refreshFile[T any](path string, known *fileVersion, first bool, parse func(io.Reader) ([]T, error), set func([]T), numbers ...int) error {
+	v, err := versionOf(path)
+	if err != nil || !first && v == *known {
+		return err
 	}
-	return fileVersion{info.ModTime(), info.Size(), inodeOf(info)}
+	entries, err := readAccounts(path, parse, numbers...)
+	if err != nil {
+		return err
+	}
+	*known = v
+	set(entries)
+	return nil
+}
+
+// versionOf fails only as refresh does.
+func versionOf(path string) (fileVersion, error) {
+	info, err := os.Stat(path)
+	switch {
+	case outOf(err):
+		return fileVersion{}, err
+	case err != nil:
+		return fileVersion{}, nil
+	}
+	return fileVersion{info.ModTime(), info.Size(), inodeOf(info)}, nil
 }
 
 func inodeOf(info fs.FileInfo) uint64 {
@@ -187,21 +206,17 @@ const (
 	maxGroups      = 1 << 10 // of one user
 )
 
-// readAccounts parses one of the two files; nothing if it cannot be read. The
-// fields at numbers must be ids: the parser takes what is none for 0, which is
-// root, so such lines are left out before.
-func readAccounts[T any](path string, parse func(io.Reader) ([]T, error), numbers ...int) []T {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // it may be a FIFO
+// readAccounts parses one of the two files; nothing if it is missing or no text
+// file. It fails only as refresh does. The fields at numbers must be ids: the
+// parser takes what is none for 0, which is root, so such lines are left out
+// before.
+func readAccounts[T any](path string, parse func(io.Reader) ([]T, error), numbers ...int) ([]T, error) {
+	text, err := readAccountFile(path)
 	if err != nil {
-		return nil
-	}
-	defer f.Close()
-	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
-		return nil
-	}
-	text, err := io.ReadAll(io.LimitReader(f, maxAccountFile))
-	if err != nil {
-		return nil
+		if outOf(err) {
+			return nil, err
+		}
+		return nil, nil
 	}
 	var sound bytes.Buffer
 	for line := range bytes.Lines(text) {
@@ -212,9 +227,21 @@ func readAccounts[T any](path string, parse func(io.Reader) ([]T, error), number
 	}
 	all, err := parse(&sound)
 	if err != nil {
-		return nil
+		return nil, nil
 	}
-	return all
+	return all, nil
+}
+
+func readAccountFile(path string) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // it may be a FIFO
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return nil, err
+	}
+	return io.ReadAll(io.LimitReader(f, maxAccountFile))
 }
 
 // isID reports whether b is the number of a user or group. The largest of 32

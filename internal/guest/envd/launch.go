@@ -76,7 +76,11 @@ func (l *launch) check(spec nestbox.ProcessSpec) (corrected bool, err error) {
 // in the root directory, as login(1) has it.
 func workingDirectory(cwd string, user account) (string, error) {
 	if cwd == "" {
-		if info, err := os.Stat(user.home); err == nil && info.IsDir() {
+		info, err := os.Stat(user.home)
+		switch {
+		case outOf(err):
+			return "", resourceError("look at the user's home", err)
+		case err == nil && info.IsDir():
 			return user.home, nil
 		}
 		return "/", nil
@@ -85,6 +89,8 @@ func workingDirectory(cwd string, user account) (string, error) {
 	switch {
 	case errors.Is(err, os.ErrNotExist):
 		return "", nestbox.Errorf(nestbox.CodeInvalid, "cwd %.200q does not exist", cwd)
+	case outOf(err):
+		return "", resourceError("look at the working directory", err)
 	case err != nil:
 		return "", nestbox.Errorf(nestbox.CodeInvalid, "cwd %.200q cannot be used: %w", cwd, err)
 	case !info.IsDir():
@@ -124,6 +130,9 @@ func findProgram(cmd, cwd, path string) (string, error) {
 		if err == nil {
 			return candidate, nil
 		}
+		if nestbox.CodeOf(err) == nestbox.CodeExhausted {
+			return "", err // it may be this one: nobody can tell
+		}
 		if _, statErr := os.Stat(candidate); statErr == nil {
 			found = err
 		}
@@ -136,6 +145,8 @@ func executable(path string) error {
 	switch {
 	case errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ENOTDIR):
 		return nestbox.Errorf(nestbox.CodeInvalid, "%.200s: no such program", path)
+	case outOf(err):
+		return resourceError("look at the program", err)
 	case err != nil:
 		return nestbox.Errorf(nestbox.CodeInvalid, "%.200s cannot be executed: %w", path, err)
 	case info.IsDir():
@@ -195,12 +206,16 @@ func resourceError(what string, err error) error {
 	if errors.As(err, &known) {
 		return err
 	}
-	for _, errno := range []error{unix.EAGAIN, unix.ENOMEM, unix.EMFILE, unix.ENFILE, unix.ENOSPC} {
-		if errors.Is(err, errno) {
-			return nestbox.Errorf(nestbox.CodeExhausted, "the capsule cannot %s now: %w", what, err)
-		}
+	if outOf(err) {
+		return nestbox.Errorf(nestbox.CodeExhausted, "the capsule cannot %s now: %w", what, err)
 	}
 	return nestbox.Errorf(nestbox.CodeGuest, "cannot %s: %w", what, err)
+}
+
+// outOf reports whether err says that something has run out. That says nothing
+// of what was asked for: a file that cannot be opened may well exist.
+func outOf(err error) bool {
+	return slices.ContainsFunc([]error{unix.EAGAIN, unix.ENOMEM, unix.EMFILE, unix.ENFILE, unix.ENOSPC}, func(errno error) bool { return errors.Is(err, errno) })
 }
 
 // stdio are the two ends of a process's standard streams.

@@ -82,27 +82,50 @@ const (
 )
 
 // returnMemory gives unused memory back, until ctx ends. The runtime does that by
-// itself only down to what it last needed.
+// itself only down to what it last needed, and looks for garbage only every two
+// minutes while nothing is allocated.
 func returnMemory(ctx context.Context) {
 	tick := time.NewTicker(lookAtMemoryEvery)
 	defer tick.Stop()
-	sample := []metrics.Sample{
-		{Name: "/memory/classes/heap/free:bytes"},
-		{Name: "/memory/classes/heap/objects:bytes"},
-		{Name: "/gc/heap/live:bytes"}, // as the last collection found it
-	}
+	var before, ours heapUse // at the last look, and after the last collection of ours
 	for {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
 			return
 		}
-		metrics.Read(sample)
-		if sample[0].Value.Uint64()+sample[1].Value.Uint64() > sample[2].Value.Uint64()+idleMemory {
+		now := readHeapUse()
+		if now.canShrink(before, ours) {
 			debug.FreeOSMemory()
 			debug.FreeOSMemory() // what was pooled lives through one
+			now = readHeapUse()
+			ours = now
 		}
+		before = now
 	}
+}
+
+// heapUse is what the heap takes. live is what the last collection found in
+// use, in bytes; cycles counts the collections.
+type heapUse struct{ held, live, cycles uint64 }
+
+func readHeapUse() heapUse {
+	sample := []metrics.Sample{
+		{Name: "/memory/classes/heap/free:bytes"},
+		{Name: "/memory/classes/heap/objects:bytes"},
+		{Name: "/gc/heap/live:bytes"},
+		{Name: "/gc/cycles/total:gc-cycles"},
+	}
+	metrics.Read(sample)
+	return heapUse{sample[0].Value.Uint64() + sample[1].Value.Uint64(), sample[2].Value.Uint64(), sample[3].Value.Uint64()}
+}
+
+// canShrink reports whether a collection may free much: what is held is more
+// than what was live, or it is not known what is live now, because the last
+// collection was one in the middle of a burst.
+func (now heapUse) canShrink(before, ours heapUse) bool {
+	quiet := now.cycles == before.cycles
+	return now.held > now.live+idleMemory || quiet && now.cycles != ours.cycles && now.held > idleMemory
 }
 
 // memoryMB returns the machine's memory in MiB.

@@ -32,3 +32,20 @@ func TestDefaultMemoryLimit(t *testing.T) {
 		require.Equal(t, c.want, defaultMemoryLimit(root, machine), name)
 	}
 }
+
+func TestCanShrink(t *testing.T) {
+	t.Parallel()
+	const mib = 1 << 20
+	for name, c := range map[string]struct {
+		now, before, ours heapUse
+		want              bool
+	}{
+		"little":                              {heapUse{60 * mib, 5 * mib, 3}, heapUse{60 * mib, 5 * mib, 3}, heapUse{}, false},
+		"garbage":                             {heapUse{200 * mib, 5 * mib, 3}, heapUse{10 * mib, 5 * mib, 2}, heapUse{}, true},
+		"in use":                              {heapUse{200 * mib, 190 * mib, 3}, heapUse{150 * mib, 100 * mib, 2}, heapUse{}, false},
+		"quiet since a collection in a burst": {heapUse{200 * mib, 190 * mib, 3}, heapUse{200 * mib, 190 * mib, 3}, heapUse{10 * mib, 5 * mib, 1}, true},
+		"quiet since a collection of ours":    {heapUse{200 * mib, 190 * mib, 3}, heapUse{200 * mib, 190 * mib, 3}, heapUse{195 * mib, 190 * mib, 3}, false},
+	} {
+		require.Equal(t, c.want, c.now.canShrink(c.before, c.ours), name)
+	}
+}

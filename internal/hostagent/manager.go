@@ -256,6 +256,7 @@ func (m *Manager) bury(c *entry, b *access) {
 	}
 	c.rec.State, c.rec.Reason = StateDead, b.sandbox.Reason()
 	c.access = nil
+	c.busy = make(chan struct{}) // else the record could come back after a destroy
 	rec := c.rec
 	close(m.died)
 	m.died = make(chan struct{})
@@ -270,6 +271,9 @@ func (m *Manager) bury(c *entry, b *access) {
 	if err := m.records.put(rec); err != nil {
 		m.cfg.Log.Error("writing the record of a dead capsule", keyCapsule, rec.ID, keyError, err)
 	}
+	m.mu.Lock()
+	m.release(c)
+	m.mu.Unlock()
 }
 
 // Info implements Host.

@@ -8,9 +8,11 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
@@ -167,6 +169,32 @@ func TestRestartAfterDeath(t *testing.T) {
 		require.NotEmpty(t, found.Reason)
 		require.NoError(t, host.Close())
 	}
+}
+
+// TestDestroyAtDeath destroys capsules in the moment in which their death is
+// noticed: their records do not come back.
+func TestDestroyAtDeath(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	host := m.open()
+	var all sync.WaitGroup
+	for range 32 {
+		status, err := host.Create(t.Context(), newID(), spec())
+		require.NoError(t, err)
+		all.Go(func() {
+			assert.NoError(t, m.driver.Crash(status.ID))
+			assert.Eventually(t, func() bool {
+				found, err := host.Get(t.Context(), status.ID)
+				return err == nil && found.State == hostagent.StateDead
+			}, 30*time.Second, 50*time.Microsecond)
+			assert.NoError(t, host.Destroy(t.Context(), status.ID))
+		})
+	}
+	all.Wait()
+	require.NoError(t, host.Close())
+	left, err := filepath.Glob(filepath.Join(m.dir, "capsules", "*"))
+	require.NoError(t, err)
+	require.Empty(t, left)
 }
 
 // TestRestartCleansUp starts a host agent on what a kill -9 in the middle of

@@ -2,17 +2,16 @@ package hostagent_test
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
-	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
@@ -177,20 +176,22 @@ func TestDestroyAtDeath(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t)
 	host := m.open()
-	var all sync.WaitGroup
-	for range 32 {
+	const many = 32
+	errs := make(chan error, many)
+	for range many {
 		status, err := host.Create(t.Context(), newID(), spec())
 		require.NoError(t, err)
-		all.Go(func() {
-			assert.NoError(t, m.driver.Crash(status.ID))
-			assert.Eventually(t, func() bool {
-				found, err := host.Get(t.Context(), status.ID)
-				return err == nil && found.State == hostagent.StateDead
-			}, 30*time.Second, 50*time.Microsecond)
-			assert.NoError(t, host.Destroy(t.Context(), status.ID))
-		})
+		go func() {
+			err := m.driver.Crash(status.ID)
+			for found := status; err == nil && found.State != hostagent.StateDead; {
+				found, err = host.Get(t.Context(), status.ID)
+			}
+			errs <- errors.Join(err, host.Destroy(t.Context(), status.ID))
+		}()
 	}
-	all.Wait()
+	for range many {
+		require.NoError(t, <-errs)
+	}
 	require.NoError(t, host.Close())
 	left, err := filepath.Glob(filepath.Join(m.dir, "capsules", "*"))
 	require.NoError(t, err)

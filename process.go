@@ -263,6 +263,22 @@ type Since struct {
 	Tail   int64 // > 0: at most so many bytes before the current end, if Offset is 0
 }
 
+// Begins returns the offset at which a reader of a log that stands so begins.
+// From there on nothing is missing: what is dropped before the reader gets to it
+// is a gap.
+func (s Since) Begins(log OutputState) int64 {
+	switch {
+	case s.Now:
+		return log.End
+	case s.Offset > 0:
+		return s.Offset
+	case s.Tail > 0:
+		return max(log.Start, log.End-s.Tail)
+	default:
+		return log.Start
+	}
+}
+
 // ParseSince reads "start", "now" or an offset.
 func ParseSince(s string) (Since, error) {
 	switch s {

@@ -33,7 +33,7 @@ func (p *Processes) Logs(ctx context.Context, sel string, opts LogOptions) (io.R
 		opts.OnGap(0, proc.Output.Start)
 	}
 	r := &logReader{ctx: ctx, opts: opts, end: proc.Output.End}
-	r.stream = p.streamOf(proc, beginning(opts.Since, proc.Output), untilClosed)
+	r.stream = p.streamOf(proc, opts.Since.Begins(proc.Output), untilClosed)
 	return r, nil
 }
 

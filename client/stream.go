@@ -65,7 +65,7 @@ func (p *Processes) Attach(ctx context.Context, sel string, how Attach) (*Stream
 	if how.UntilExit {
 		until = untilExit
 	}
-	s := p.streamOf(proc, beginning(how.Since, proc.Output), until)
+	s := p.streamOf(proc, how.Since.Begins(proc.Output), until)
 	s.hold = how.Lossless
 	return s, nil
 }
@@ -73,21 +73,6 @@ func (p *Processes) Attach(ctx context.Context, sel string, how Attach) (*Stream
 // streamOf returns a stream that is not connected yet.
 func (p *Processes) streamOf(proc nestbox.Process, from int64, until string) *Stream {
 	return &Stream{procs: p, id: proc.ID, pid: proc.PID, tag: proc.Tag, until: until, next: from}
-}
-
-// beginning returns the offset that since means. A stream always resumes from
-// an offset, so that it is also exact when it is cut before its first byte.
-func beginning(since nestbox.Since, log nestbox.OutputState) int64 {
-	switch {
-	case since.Now:
-		return log.End
-	case since.Offset > 0:
-		return since.Offset
-	case since.Tail > 0:
-		return max(log.Start, log.End-since.Tail)
-	default:
-		return log.Start
-	}
 }
 
 // ID returns the process's id.

@@ -126,7 +126,7 @@ func (p *Processes) Attach(ctx context.Context, by Caller, id string, sel nestbo
 	if err != nil {
 		return nil, err
 	}
-	from := beginning(how.Since, proc.Output)
+	from := how.Since.Begins(proc.Output)
 	reader, err := procs.Attach(ctx, nestbox.Selector{ID: proc.ID}, guest.Attach{
 		Since: nestbox.Since{Offset: from}, Lossless: how.Lossless,
 	})
@@ -134,21 +134,6 @@ func (p *Processes) Attach(ctx context.Context, by Caller, id string, sel nestbo
 		return nil, err
 	}
 	return &Reading{OutputReader: reader, Process: proc, From: from}, nil
-}
-
-// beginning returns the offset that since means, as a log stands. From there on
-// nothing is missing: what is dropped before the reader gets to it is a gap.
-func beginning(since nestbox.Since, log nestbox.OutputState) int64 {
-	switch {
-	case since.Now:
-		return log.End
-	case since.Offset > 0:
-		return since.Offset
-	case since.Tail > 0:
-		return max(log.Start, log.End-since.Tail)
-	default:
-		return log.Start
-	}
 }
 
 // Run is a process that its caller attends: one reader, which the process waits

@@ -3,6 +3,7 @@ package envd
 import (
 	"os"
 	"slices"
+	"strconv"
 	"sync"
 )
 
@@ -16,10 +17,11 @@ type look struct {
 	marks map[int]processMark
 }
 
-// processMark is what is known of a process's mark. Who ends has none left.
+// processMark is what is known of a process's mark. It is unknown of who ends,
+// and in the middle of an exec, when there is no environment to read.
 type processMark struct {
-	mark     string
-	vanished bool
+	mark    string
+	unknown bool
 }
 
 // look reads /proc. Leaders are left out because the table knows them, and
@@ -43,21 +45,40 @@ func (t *table) look() *look {
 	return l
 }
 
-// mark returns the mark of a process of the look, or that it has vanished
-// since. It is read when it is first asked for.
-func (l *look) mark(pid int) (mark string, vanished bool) {
+// mark returns the mark of a process of the look. It is read when it is first
+// asked for.
+func (l *look) mark(pid int) processMark {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	m, ok := l.marks[pid]
 	if !ok {
-		m.mark = markOf(pid)
-		if m.mark == "" {
-			now, err := readStat(pid)
-			m.vanished = err != nil || now.dead()
-		}
+		m = readMark(pid)
 		l.marks[pid] = m
 	}
-	return m.mark, m.vanished
+	return m
+}
+
+// readMark reads a mark. In the middle of an exec both the environment and the
+// command line are empty; the command line of no program is. None counts only if
+// it is seen again and again: an exec may have ended in between, and Linux sets
+// the command line a moment before the environment.
+func readMark(pid int) processMark {
+	for range 4 {
+		if mark := markOf(pid); mark != "" {
+			return processMark{mark: mark}
+		}
+		now, err := readStat(pid)
+		if err != nil || now.dead() || now.session > 0 && noCommandLine(pid) { // threads of the kernel have session 0
+			return processMark{unknown: true}
+		}
+	}
+	return processMark{}
+}
+
+func noCommandLine(pid int) bool {
+	var buf [1]byte
+	text, err := readProc("/proc/"+strconv.Itoa(pid)+"/cmdline", buf[:])
+	return err == nil && len(text) == 0
 }
 
 // looks shares a look among all who wait for one: a look takes time that grows

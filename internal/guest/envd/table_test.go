@@ -268,3 +268,28 @@ func TestReadStat(t *testing.T) {
 	_, err = readStat(p.PID)
 	require.Error(t, err)
 }
+
+// TestMarkInExec: a process that goes on as other programs all the time is never
+// taken for one without a mark.
+func TestMarkInExec(t *testing.T) {
+	t.Parallel()
+	script := filepath.Join(t.TempDir(), "loop")
+	require.NoError(t, os.WriteFile(script, []byte("exec /bin/sh $0\n"), 0o600))
+	cmd := exec.Command("/bin/sh", script)
+	cmd.Env = []string{markVariable + "=mine"}
+	require.NoError(t, cmd.Start())
+	defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
+	seen := map[processMark]int{}
+	for range 20_000 {
+		seen[readMark(cmd.Process.Pid)]++
+	}
+	require.Positive(t, seen[processMark{mark: "mine"}])
+	require.Zero(t, seen[processMark{}], "%v", seen)
+
+	bare := exec.Command("/bin/sleep", "1000")
+	bare.Env = []string{}
+	require.NoError(t, bare.Start())
+	defer func() { _ = bare.Process.Kill(); _ = bare.Wait() }()
+	// Start returns when the exec has begun.
+	require.Eventually(t, func() bool { return readMark(bare.Process.Pid) == processMark{} }, time.Minute, time.Millisecond)
+}

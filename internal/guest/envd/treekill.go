@@ -223,8 +223,9 @@ func (k *treeKill) lives(s procStat) bool {
 // members returns the living processes of the tree as they are now: the
 // leader; who is in the tree's control group; whose parent is a member; who is
 // in the session of a member; who has the mark; and who was seen as a member
-// before. With churn, processes have
-// vanished meanwhile that may have been members.
+// before. With churn, there were
+// processes that may have been members: they have vanished, or were in the
+// middle of an exec.
 func (k *treeKill) members() (living []procStat, churn bool, err error) {
 	k.grouped = k.tree.group.pids()
 	seen := k.table.looks.next(k.table.look)
@@ -270,16 +271,13 @@ func (k *treeKill) members() (living []procStat, churn bool, err error) {
 		if _, ok := k.strangers[s.pid]; ok {
 			return false
 		}
-		yes, vanished := k.marked(seen, s)
-		churn = churn || vanished
-		if !yes {
+		yes, unknown := k.marked(seen, s)
+		churn = churn || unknown
+		if !yes && (!unknown || s.dead()) {
 			k.strangers[s.pid] = struct{}{}
 		}
 		return yes
 	})
-	for _, s := range others {
-		k.strangers[s.pid] = struct{}{}
-	}
 	return living, churn, nil
 }
 
@@ -346,7 +344,7 @@ func (k *treeKill) known(s procStat) bool {
 // own, and so is its session; afterwards a session of that number is the
 // tree's only if no new process has the number, and its members no other
 // mark.
-func (k *treeKill) marked(seen *look, s procStat) (yes, vanished bool) {
+func (k *treeKill) marked(seen *look, s procStat) (yes, unknown bool) {
 	if s.dead() {
 		return false, true // no environment left
 	}
@@ -354,15 +352,15 @@ func (k *treeKill) marked(seen *look, s procStat) (yes, vanished bool) {
 	if leaderAlive && s.session == k.tree.pid {
 		return true, false
 	}
-	mark, vanished := seen.mark(s.pid)
+	m := seen.mark(s.pid)
 	switch {
-	case mark != "" && mark != k.tree.mark:
+	case m.mark != "" && m.mark != k.tree.mark:
 		return false, false
 	case s.session > 0 && k.table.leads(s.session, k.tree):
 		return false, false // a session cannot be joined: this is of another tree
-	case vanished:
+	case m.unknown:
 		return false, true
-	case mark == "":
+	case m.mark == "":
 		return !leaderAlive && s.session == k.tree.pid && !k.table.numberReused(k.tree), false
 	}
 	return true, false

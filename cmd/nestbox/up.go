@@ -67,6 +67,9 @@ func runUp(ctx context.Context, cfg config.Up, log *slog.Logger, ready func(addr
 		return err
 	}
 
+	if err := spareServer(); err != nil {
+		log.Debug("the server is no safer from the host's running out of memory than others; capsules go first all the same", "error", err)
+	}
 	log.Info("memory", "limit_mb", limitMemory(cfg.MemoryLimitMB)>>20)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { returnMemory(ctx); return nil })

@@ -229,6 +229,10 @@ func (s *scriptedProcesses) Signal(_ context.Context, sel nestbox.Selector, sig 
 	return s.change(sel, func(p *scripted) { p.signals = append(p.signals, sig) })
 }
 
+func (s *scriptedProcesses) KillBiggest(context.Context, int64) (guest.Victim, error) {
+	return guest.Victim{}, nestbox.Errorf(nestbox.CodeUnsupported, "not scripted")
+}
+
 func (s *scriptedProcesses) Kill(_ context.Context, sel nestbox.Selector, how guest.Kill) (p nestbox.Process, err error) {
 	err = s.change(sel, func(found *scripted) {
 		found.kills = append(found.kills, how)

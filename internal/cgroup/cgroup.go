@@ -28,7 +28,7 @@ type Mount struct {
 // Limits are what a group may use. Its share of CPU time is not limited before
 // SetCPUs.
 type Limits struct {
-	MemoryBytes int64 // swap is never allowed
+	MemoryBytes int64 // see SetMemory
 	Pids        int   // processes and threads of the host
 }
 
@@ -37,7 +37,6 @@ type Usage struct {
 	CPU         time.Duration
 	MemoryBytes int64
 	Pids        int
-	OOMKills    int // processes that the kernel killed for want of memory
 }
 
 // required are the controllers without which limits cannot be set.

@@ -4,7 +4,10 @@ import (
 	"context"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -74,7 +77,9 @@ func TestLife(t *testing.T) {
 	require.NoError(t, err)
 	require.GreaterOrEqual(t, usage.Pids, 3)
 	require.Positive(t, usage.MemoryBytes)
-	require.Zero(t, usage.OOMKills)
+	ran, err := g.OutOfMemory()
+	require.NoError(t, err)
+	require.Equal(t, cgroup.NobodyRanOut, ran)
 	m.Group(path).RemoveEmpty() // it is not
 
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -111,10 +116,12 @@ func TestLimits(t *testing.T) {
 	m, path := parent(t)
 	g := m.Group(path + "/small")
 	require.NoError(t, g.Create(cgroup.Limits{MemoryBytes: 32 * mib, Pids: 20}))
-	require.Error(t, start(t, g, "dd if=/dev/zero of=/dev/null bs=100M count=1").Wait())
+	require.Error(t, start(t, g, "dd if=/dev/zero of=/dev/null bs=800M count=1").Wait(), "more than the limit and its margins")
+	ran, err := g.OutOfMemory()
+	require.NoError(t, err)
+	require.Equal(t, cgroup.GroupRanOut, ran)
 	usage, err := g.Usage()
 	require.NoError(t, err)
-	require.Positive(t, usage.OOMKills)
 	require.Positive(t, usage.CPU)
 
 	// Not bash, which tries again for many seconds.
@@ -122,4 +129,78 @@ func TestLimits(t *testing.T) {
 	text, err := os.ReadFile("/proc/self/cgroup")
 	require.NoError(t, err)
 	require.NotContains(t, string(text), path, "this process is where it was")
+}
+
+// TestMemory watches a group that first caches files and then holds memory.
+func TestMemory(t *testing.T) {
+	t.Parallel()
+	m, path := parent(t)
+	g := m.Group(path + "/watched")
+	const limit = 32 * mib
+	require.NoError(t, g.Create(cgroup.Limits{MemoryBytes: limit, Pids: 50}))
+	require.NoError(t, g.LetKernelKill(false))
+	watch, err := g.WatchMemory(limit)
+	require.NoError(t, err)
+	defer watch.Close()
+	require.NoError(t, watch.Wait(time.Millisecond), "nothing has happened")
+
+	cmd := exec.Command("bash", "-c", `head -c 100M /dev/zero >"$0"; read; x=$(head -c 80M /dev/zero | tr '\0' x); read; exit 0`, t.TempDir()+"/file")
+	input, err := cmd.StdinPipe()
+	require.NoError(t, err)
+	require.NoError(t, netns.OnThread(func() error { return g.Start(cmd) }))
+	require.NoError(t, watch.Wait(time.Minute))
+	use, err := g.MemoryUse()
+	require.NoError(t, err)
+	require.Less(t, use.Held, int64(limit), "a file is no reason to kill anything")
+
+	_, err = input.Write([]byte("go on\n"))
+	require.NoError(t, err)
+	require.Eventually(t, func() bool {
+		use, err := g.MemoryUse()
+		require.NoError(t, err)
+		return use.Held > 80*mib && use.Total >= use.Held
+	}, time.Minute, time.Millisecond)
+	for _, beyond := range []int64{512 * mib, 64 * mib, 0} {
+		require.NoError(t, g.SetMemory(limit, beyond))
+	}
+	require.NoError(t, input.Close())
+	require.NoError(t, cmd.Wait(), "nothing has killed it")
+	require.NoError(t, watch.Close())
+	require.Error(t, watch.Wait(0))
+}
+
+// TestHostRunsOut has a group killed that is within its own limit.
+func TestHostRunsOut(t *testing.T) {
+	t.Parallel()
+	m, path := parent(t)
+	g := m.Group(path + "/big")
+	require.NoError(t, m.Group(path).Create(cgroup.Limits{MemoryBytes: 32 * mib, Pids: 50}))
+	require.NoError(t, g.Create(cgroup.Limits{MemoryBytes: 4096 * mib, Pids: 50}))
+	require.NoError(t, g.LetKernelKill(false))
+	require.Error(t, start(t, g, "dd if=/dev/zero of=/dev/null bs=800M count=1").Wait())
+	ran, err := g.OutOfMemory()
+	require.NoError(t, err)
+	require.Equal(t, cgroup.HostRanOut, ran)
+}
+
+// TestOneCPU pins a group and lets it go again.
+func TestOneCPU(t *testing.T) {
+	t.Parallel()
+	m, path := parent(t)
+	g := m.Group(path + "/pinned")
+	require.NoError(t, g.Create(cgroup.Limits{MemoryBytes: 64 * mib, Pids: 50}))
+	cpus := func() int {
+		out := filepath.Join(t.TempDir(), "cpus")
+		require.NoError(t, start(t, g, "nproc >"+out).Wait())
+		text, err := os.ReadFile(out)
+		require.NoError(t, err)
+		n, err := strconv.Atoi(strings.TrimSpace(string(text)))
+		require.NoError(t, err)
+		return n
+	}
+	all := cpus()
+	require.NoError(t, g.OneCPU(true))
+	require.Equal(t, 1, cpus())
+	require.NoError(t, g.OneCPU(false))
+	require.Equal(t, all, cpus())
 }

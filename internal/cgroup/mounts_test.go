@@ -4,6 +4,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -60,7 +61,8 @@ func TestV2Files(t *testing.T) {
 		"cgroup.subtree_control":           "+cpu +memory +pids",
 		"nestbox/cgroup.subtree_control":   "+cpu +memory +pids",
 		"nestbox/i/cgroup.subtree_control": "+cpu +memory +pids",
-		"nestbox/i/c/memory.max":           "1000",
+		"nestbox/i/c/memory.high":          "1000",
+		"nestbox/i/c/memory.max":           strconv.Itoa(1000 + 2*margin),
 		"nestbox/i/c/memory.oom.group":     "1",
 		"nestbox/i/c/pids.max":             "7",
 		"nestbox/i/c/cpu.max":              "200000 100000",
@@ -83,5 +85,13 @@ func TestV2Files(t *testing.T) {
 	}
 	usage, err := g.Usage()
 	require.NoError(t, err)
-	require.Equal(t, Usage{1_500_000_000, 4096, 3, 1}, usage)
+	require.Equal(t, Usage{1_500_000_000, 4096, 3}, usage)
+	ran, err := g.OutOfMemory()
+	require.NoError(t, err)
+	require.Equal(t, GroupRanOut, ran)
+	require.NoError(t, os.WriteFile(g.file("", "memory.stat"), []byte("anon 10\nfile 3000\ninactive_file 1000\nactive_file 96\n"), 0o644))
+	use, err := g.MemoryUse()
+	require.NoError(t, err)
+	require.Equal(t, MemoryUse{Total: 4096, Held: 3000}, use)
+	require.NoError(t, g.SetMemory(1000, 24))
 }

@@ -30,15 +30,11 @@ func (g *Group) createV1(l Limits) error {
 	if err := g.fillCpuset(); err != nil {
 		return err
 	}
-	memory := strconv.FormatInt(l.MemoryBytes, 10)
 	for _, set := range []struct {
 		controller, name, value string
 		optional                bool
 	}{
 		{"cpu", "cpu.cfs_period_us", strconv.Itoa(cpuPeriod), false},
-		{"memory", "memory.limit_in_bytes", memory, false},
-		// Memory and swap together; there is no file if the kernel counts no swap.
-		{"memory", "memory.memsw.limit_in_bytes", memory, true},
 		{"pids", "pids.max", strconv.Itoa(l.Pids), false},
 	} {
 		err := write(g.file(set.controller, set.name), set.value)
@@ -46,7 +42,7 @@ func (g *Group) createV1(l Limits) error {
 			return err
 		}
 	}
-	return nil
+	return g.SetMemory(l.MemoryBytes, 0)
 }
 
 // fillCpuset gives the group, and those above it, the CPUs and memory nodes of
@@ -98,6 +94,5 @@ func (g *Group) usageV1() (Usage, error) {
 	}
 	memory, err2 := readInt(g.file("memory", "memory.usage_in_bytes"))
 	pids, err3 := readInt(g.file("pids", "pids.current"))
-	kills, err4 := readField(g.file("memory", "memory.oom_control"), "oom_kill")
-	return Usage{time.Duration(cpu), memory, int(pids), int(kills)}, errors.Join(err, err2, err3, err4)
+	return Usage{time.Duration(cpu), memory, int(pids)}, errors.Join(err, err2, err3)
 }

@@ -22,7 +22,6 @@ func (g *Group) createV2(l Limits) error {
 		name, value string
 		optional    bool
 	}{
-		{"memory.max", strconv.FormatInt(l.MemoryBytes, 10), false},
 		{"memory.swap.max", "0", true}, // no file if the kernel counts no swap
 		// All of a sandbox or nothing: half of one is of no use.
 		{"memory.oom.group", "1", false},
@@ -33,7 +32,7 @@ func (g *Group) createV2(l Limits) error {
 			return err
 		}
 	}
-	return nil
+	return g.SetMemory(l.MemoryBytes, 0)
 }
 
 // enableControllers lets the groups above this one hand their controllers
@@ -42,6 +41,7 @@ func (g *Group) createV2(l Limits) error {
 func (g *Group) enableControllers() error {
 	dir := g.m.dirs[""]
 	for part := range strings.SplitSeq(g.path, "/") {
+		_ = write(filepath.Join(dir, "cgroup.subtree_control"), "+cpuset") // see OneCPU
 		if err := write(filepath.Join(dir, "cgroup.subtree_control"), "+"+strings.Join(required, " +")); err != nil {
 			return fmt.Errorf("enable the controllers %v below %s: %w", required, dir, err)
 		}
@@ -57,6 +57,5 @@ func (g *Group) usageV2() (Usage, error) {
 	cpu, err := readField(g.file("", "cpu.stat"), "usage_usec")
 	memory, err2 := readInt(g.file("", "memory.current"))
 	pids, err3 := readInt(g.file("", "pids.current"))
-	kills, err4 := readField(g.file("", "memory.events"), "oom_kill")
-	return Usage{time.Duration(cpu) * time.Microsecond, memory, int(pids), int(kills)}, errors.Join(err, err2, err3, err4)
+	return Usage{time.Duration(cpu) * time.Microsecond, memory, int(pids)}, errors.Join(err, err2, err3)
 }

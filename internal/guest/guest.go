@@ -44,11 +44,16 @@ type Info struct {
 // call that needs one that the daemon lacks is CodeUnsupported.
 type Feature string
 
-// FeatureProcessID: processes have ids, and selectors can name them by those.
-const FeatureProcessID Feature = "process-id"
+// The features.
+const (
+	// FeatureProcessID: processes have ids, and selectors can name them by those.
+	FeatureProcessID Feature = "process-id"
+	// FeatureKillBiggest: there is KillBiggest.
+	FeatureKillBiggest Feature = "kill-biggest"
+)
 
 // Features are those of this version.
-func Features() []Feature { return []Feature{FeatureProcessID} }
+func Features() []Feature { return []Feature{FeatureProcessID, FeatureKillBiggest} }
 
 // Processes are the processes of a capsule that were started by the API, dead
 // ones included as long as they are remembered.
@@ -94,6 +99,19 @@ type Processes interface {
 	// The leader's end is ReasonKilled. Killing what has ended already kills
 	// what is left of its tree; CodeNotFound if nothing is known by sel.
 	Kill(ctx context.Context, sel nestbox.Selector, how Kill) (nestbox.Process, error)
+
+	// KillBiggest ends the tree that holds the most memory, because the capsule
+	// has run out of it, and returns when none of that tree is left. The leader's
+	// end is ReasonOOM. The daemon is never chosen. used is how much memory the
+	// capsule uses, in bytes: what of it no process maps is looked for in open
+	// files. CodeNotFound: nothing is left to kill.
+	KillBiggest(ctx context.Context, used int64) (Victim, error)
+}
+
+// Victim is a tree that KillBiggest ended.
+type Victim struct {
+	Process nestbox.Process // its leader; zero if it is none that is remembered
+	Memory  int64           // what the tree held, in bytes, roughly
 }
 
 // Attach says how a reader reads.

@@ -214,10 +214,15 @@ const (
 	lookAgainEvery = 5 * time.Second
 )
 
-// watch marks c dead when its sandbox ends by itself, and sees whether its daemon
-// answers.
+// watch marks c dead when its sandbox ends by itself, sees whether its daemon
+// answers, and guards its memory.
 func (m *Manager) watch(c *entry, b *access) {
+	ctx, stop := context.WithCancel(m.ctx)
 	m.running.Go(func() {
+		b.sandbox.GuardMemory(ctx, func(ctx context.Context, used int64) error { return m.killBiggest(ctx, c.rec.ID, b, used) })
+	})
+	m.running.Go(func() {
+		defer stop()
 		look := time.NewTimer(rand.N(lookEvery))
 		defer look.Stop()
 		frozen := false
@@ -244,6 +249,18 @@ func (m *Manager) watch(c *entry, b *access) {
 			}
 		}
 	})
+}
+
+// killBiggest has a capsule that is out of memory kill the tree that holds the
+// most.
+func (m *Manager) killBiggest(ctx context.Context, id string, b *access, used int64) error {
+	victim, err := b.guest.Processes().KillBiggest(ctx, used)
+	if err != nil {
+		m.cfg.Log.Warn("a capsule is out of memory, and nothing was killed", keyCapsule, id, "used", used, keyError, err)
+		return err
+	}
+	m.cfg.Log.Info("a capsule was out of memory, and a process tree was killed", keyCapsule, id, "used", used, "pid", victim.Process.PID, "tag", victim.Process.Tag, "held", victim.Memory)
+	return nil
 }
 
 // bury marks a capsule dead, unless somebody is destroying it: then its end is

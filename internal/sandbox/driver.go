@@ -80,6 +80,13 @@ type Sandbox interface {
 	Done() <-chan struct{}
 	Reason() string
 
+	// GuardMemory calls free, again and again, while the sandbox uses more memory
+	// than it may, so that what is inside decides what has to go. used is what the
+	// sandbox uses, in bytes. If free does not help for long, the sandbox may
+	// die of it. It returns when ctx ends or the sandbox has; a driver that does
+	// not limit memory may do nothing. It is called once.
+	GuardMemory(ctx context.Context, free func(ctx context.Context, used int64) error)
+
 	// Close stops watching. The sandbox goes on.
 	Close() error
 }

@@ -57,28 +57,6 @@ type errorJSON struct {
 	} `json:"error"`
 }
 
-// TestMemoryHog lets a process use more memory than its capsule has. It is
-// killed; if the kernel chooses the capsule's own kernel instead, the capsule
-// dies and says why. Nobody else notices.
-func TestMemoryHog(t *testing.T) {
-	t.Parallel()
-	s := newServer(t)
-	hog, well := s.newCapsule(), s.newCapsule()
-	s.background(hog, "hog", `exec python3 -c "
-b = []
-while True: b.append(b'x' * (16 << 20))"`)
-	require.Eventually(t, func() bool {
-		c := call[capsuleJSON](s, http.MethodGet, "/v1/capsules/"+hog, nil, 200)
-		if c.Status == "error" {
-			require.Contains(t, c.Reason, "memory")
-			return true
-		}
-		status, body := s.do(t.Context(), http.MethodGet, path(hog, "hog"), nil)
-		return status == 200 && strings.Contains(string(body), `"signal":"SIGKILL"`)
-	}, patience, 50*time.Millisecond)
-	require.Equal(t, "still here\n", s.sh(well, "echo still here").Stdout)
-}
-
 // TestForkBomb lets a capsule fork without end: envd answers, and the tree
 // can be killed.
 func TestForkBomb(t *testing.T) {

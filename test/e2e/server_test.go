@@ -73,6 +73,25 @@ func freeAddr(t *testing.T) string {
 	return l.Addr().String()
 }
 
+// in is the server for a subtest, which leaves it as it is.
+func (s *server) in(t *testing.T) *server {
+	return &server{t: t, bin: s.bin, dir: s.dir, addr: s.addr}
+}
+
+// pid is that of the server process.
+func (s *server) pid() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.cmd.Process.Pid
+}
+
+// text gets what is no JSON.
+func (s *server) text(path string) string {
+	status, body := s.do(context.Background(), http.MethodGet, path, nil)
+	require.Equal(s.t, http.StatusOK, status, "%s", body)
+	return string(body)
+}
+
 func (s *server) start() {
 	s.t.Helper()
 	log, err := os.OpenFile(filepath.Join(s.dir, "server.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)

@@ -19,6 +19,7 @@ type procStat struct {
 	session int
 	threads int
 	start   uint64 // clock ticks since boot
+	memory  int64  // resident, in bytes
 }
 
 // dead reports whether the process has ended and only waits to be reaped.
@@ -39,7 +40,7 @@ func readStat(pid int) (procStat, error) {
 		return procStat{}, fmt.Errorf("/proc/%d/stat is not understood", pid)
 	}
 	fields := bytes.Fields(data[i+2:]) // from field 3 on
-	if len(fields) < 20 || len(fields[0]) != 1 {
+	if len(fields) < 22 || len(fields[0]) != 1 {
 		return procStat{}, fmt.Errorf("/proc/%d/stat is not understood", pid)
 	}
 	number := func(field int) int {
@@ -53,7 +54,7 @@ func readStat(pid int) (procStat, error) {
 	return procStat{
 		pid: pid, state: fields[0][0],
 		ppid: number(4), session: number(6), threads: number(20),
-		start: start,
+		start: start, memory: int64(number(24)) * int64(os.Getpagesize()),
 	}, nil
 }
 

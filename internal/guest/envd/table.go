@@ -24,20 +24,21 @@ import (
 // table is the processes that were started by the API: the live ones, and the
 // ended ones that are remembered.
 type table struct {
-	limits   Limits
-	slog     *slog.Logger
-	budget   *outputlog.Budget
-	accounts *accounts
-	reaper   *reaper
-	groups   *treeGroups
-	looks    looks
-	devNull  int    // a descriptor of /dev/null
-	marks    string // what all marks begin with
-	group    group
-	ctx      context.Context // ends with the table
-	cancel   context.CancelFunc
-	relief   sync.Mutex // held while memory is relieved
-	lastMark atomic.Uint64
+	limits      Limits
+	slog        *slog.Logger
+	budget      *outputlog.Budget
+	accounts    *accounts
+	reaper      *reaper
+	groups      *treeGroups
+	looks       looks
+	devNull     int    // a descriptor of /dev/null
+	marks       string // what all marks begin with
+	group       group
+	ctx         context.Context // ends with the table
+	cancel      context.CancelFunc
+	relief      sync.Mutex // held while memory is relieved
+	biggestKill sync.Mutex // held while the biggest tree is killed
+	lastMark    atomic.Uint64
 
 	mu       sync.Mutex
 	lastID   nestbox.ProcessID

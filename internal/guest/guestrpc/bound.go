@@ -30,14 +30,15 @@ const (
 
 // answerLimits are by procedure; others are maxSmall.
 var answerLimits = map[string]int{
-	guestv1connect.GuestServiceStartProcedure:     maxRecord,
-	guestv1connect.GuestServiceGetProcedure:       maxRecord,
-	guestv1connect.GuestServiceWaitProcedure:      maxRecord,
-	guestv1connect.GuestServiceKillProcedure:      maxRecord,
-	guestv1connect.GuestServiceListProcedure:      maxList,
-	guestv1connect.GuestServiceAttachProcedure:    maxEvent,
-	guestv1connect.GuestServiceReadFileProcedure:  maxChunk,
-	guestv1connect.GuestServiceListFilesProcedure: maxNames,
+	guestv1connect.GuestServiceStartProcedure:       maxRecord,
+	guestv1connect.GuestServiceGetProcedure:         maxRecord,
+	guestv1connect.GuestServiceWaitProcedure:        maxRecord,
+	guestv1connect.GuestServiceKillProcedure:        maxRecord,
+	guestv1connect.GuestServiceKillBiggestProcedure: maxRecord,
+	guestv1connect.GuestServiceListProcedure:        maxList,
+	guestv1connect.GuestServiceAttachProcedure:      maxEvent,
+	guestv1connect.GuestServiceReadFileProcedure:    maxChunk,
+	guestv1connect.GuestServiceListFilesProcedure:   maxNames,
 }
 
 func answerLimit(procedure string) int {

@@ -162,6 +162,22 @@ func (p processes) Kill(ctx context.Context, sel nestbox.Selector, how guest.Kil
 	return answered(res.GetProcess(), sel, true)
 }
 
+// KillBiggest implements guest.Processes.
+func (p processes) KillBiggest(ctx context.Context, used int64) (guest.Victim, error) {
+	if err := p.client.need(ctx, guest.FeatureKillBiggest); err != nil {
+		return guest.Victim{}, err
+	}
+	res, err := call(ctx, p.client, killIn, p.client.rpc.KillBiggest, &guestv1.KillBiggestRequest{Used: used})
+	if err != nil {
+		return guest.Victim{}, err
+	}
+	v := guest.Victim{Memory: max(res.GetMemory(), 0)}
+	if res.GetProcess() != nil {
+		v.Process, err = answered(res.GetProcess(), nestbox.Selector{}, true)
+	}
+	return v, err
+}
+
 // answered returns the record of an answer, if it can be believed: ended says
 // that the call answers only when the process has.
 func answered(p *guestv1.Process, sel nestbox.Selector, ended bool) (nestbox.Process, error) {

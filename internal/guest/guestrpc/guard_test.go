@@ -60,15 +60,16 @@ func everything(c *Client) map[string]func(context.Context) error {
 			_, _, err := p.Start(ctx, nestbox.ProcessSpec{Cmd: "x"}, &guest.Attach{})
 			return err
 		},
-		"List":       func(ctx context.Context) error { _, err := p.List(ctx, true); return err },
-		"Get":        func(ctx context.Context) error { _, err := p.Get(ctx, sel); return err },
-		"by id":      func(ctx context.Context) error { _, err := p.Get(ctx, nestbox.Selector{ID: 1}); return err },
-		"Wait":       func(ctx context.Context) error { _, err := p.Wait(ctx, sel); return err },
-		"Attach":     func(ctx context.Context) error { _, err := p.Attach(ctx, sel, guest.Attach{}); return err },
-		"WriteStdin": func(ctx context.Context) error { return p.WriteStdin(ctx, sel, []byte("x"), true) },
-		"Signal":     func(ctx context.Context) error { return p.Signal(ctx, sel, syscall.SIGTERM) },
-		"Kill":       func(ctx context.Context) error { _, err := p.Kill(ctx, sel, guest.Kill{Grace: time.Hour}); return err },
-		"Read":       func(ctx context.Context) error { _, _, err := f.Read(ctx, "/f"); return err },
+		"List":        func(ctx context.Context) error { _, err := p.List(ctx, true); return err },
+		"Get":         func(ctx context.Context) error { _, err := p.Get(ctx, sel); return err },
+		"by id":       func(ctx context.Context) error { _, err := p.Get(ctx, nestbox.Selector{ID: 1}); return err },
+		"Wait":        func(ctx context.Context) error { _, err := p.Wait(ctx, sel); return err },
+		"Attach":      func(ctx context.Context) error { _, err := p.Attach(ctx, sel, guest.Attach{}); return err },
+		"WriteStdin":  func(ctx context.Context) error { return p.WriteStdin(ctx, sel, []byte("x"), true) },
+		"Signal":      func(ctx context.Context) error { return p.Signal(ctx, sel, syscall.SIGTERM) },
+		"Kill":        func(ctx context.Context) error { _, err := p.Kill(ctx, sel, guest.Kill{Grace: time.Hour}); return err },
+		"KillBiggest": func(ctx context.Context) error { _, err := p.KillBiggest(ctx, 0); return err },
+		"Read":        func(ctx context.Context) error { _, _, err := f.Read(ctx, "/f"); return err },
 		"Write": func(ctx context.Context) error {
 			_, err := f.Write(ctx, "/f", bytes.NewReader(make([]byte, 64<<20)), guest.WriteOptions{})
 			return err

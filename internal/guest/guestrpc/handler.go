@@ -155,3 +155,16 @@ func (handler) Kill(ctx context.Context, req *guestv1.KillRequest) (*guestv1.Kil
 	}
 	return &guestv1.KillResponse{Process: processToWire(p)}, nil
 }
+
+// KillBiggest implements guestv1connect.GuestServiceHandler.
+func (handler) KillBiggest(ctx context.Context, req *guestv1.KillBiggestRequest) (*guestv1.KillBiggestResponse, error) {
+	v, err := guestOf(ctx).Processes().KillBiggest(ctx, req.GetUsed())
+	if err != nil {
+		return nil, rpcerr.ToConnect(err)
+	}
+	res := &guestv1.KillBiggestResponse{Memory: v.Memory}
+	if v.Process.PID != 0 {
+		res.Process = processToWire(v.Process)
+	}
+	return res, nil
+}

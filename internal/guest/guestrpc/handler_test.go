@@ -65,7 +65,7 @@ func TestTokenIsRequired(t *testing.T) {
 	}))
 	open := RequireToken("", handler)
 	paths := everyPath()
-	require.Len(t, paths, 16)
+	require.Len(t, paths, 17)
 	paths["/"] = ""
 	for path, contentType := range paths {
 		for _, token := range []string{"", "wrong", testToken + "x", testToken[1:]} {
@@ -144,6 +144,7 @@ func TestWrongToken(t *testing.T) {
 		"WriteStdin":  func() error { return p.WriteStdin(ctx, sel, []byte("x"), true) },
 		"Signal":      func() error { return p.Signal(ctx, sel, syscall.SIGTERM) },
 		"Kill":        func() error { _, err := p.Kill(ctx, sel, guest.Kill{}); return err },
+		"KillBiggest": func() error { _, err := p.KillBiggest(ctx, 0); return err },
 		"Read":        func() error { _, _, err := f.Read(ctx, "/f"); return err },
 		"Write": func() error {
 			_, err := f.Write(ctx, "/f", bytes.NewReader(make([]byte, 8<<20)), guest.WriteOptions{})

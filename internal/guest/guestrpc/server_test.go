@@ -137,6 +137,10 @@ func (p scriptedProcesses) Kill(context.Context, nestbox.Selector, guest.Kill) (
 	return nestbox.Process{}, nestbox.Errorf(nestbox.CodeUnsupported, "not scripted")
 }
 
+func (p scriptedProcesses) KillBiggest(context.Context, int64) (guest.Victim, error) {
+	return guest.Victim{}, nestbox.Errorf(nestbox.CodeUnsupported, "not scripted")
+}
+
 type scriptedFiles struct{ s *scripted }
 
 func (f scriptedFiles) Read(ctx context.Context, path string) (io.ReadCloser, nestbox.FileInfo, error) {

@@ -71,6 +71,7 @@ func RunProcesses(t *testing.T, newGuest func(t *testing.T) guest.Guest) {
 		"KillManyAtOnce":   testKillManyAtOnce,
 		"KillSparesOthers": testKillSparesOthers,
 		"KillInvalid":      testKillInvalid,
+		"KillBiggest":      testKillBiggest,
 		"Timeout":          testTimeout,
 		"TimeoutNotUsed":   testTimeoutNotUsed,
 	} {

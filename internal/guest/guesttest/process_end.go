@@ -374,3 +374,25 @@ func testTimeoutNotUsed(t *testing.T, g guest.Processes) {
 	require.Equal(t, 2, tr.exit.Code)
 	require.Equal(t, nestbox.ReasonExited, tr.exit.Reason)
 }
+
+// testKillBiggest ends the tree that holds the most, here in a child of its
+// leader, and no other.
+func testKillBiggest(t *testing.T, g guest.Processes) {
+	hold := func(mb string) string {
+		return `python3 -c 'b = bytearray(` + mb + `<<20); print("up", flush=True); import time; time.sleep(1000)'; exit 0`
+	}
+	small, smallOut := startAttached(t, g, shell(hold("1")), &guest.Attach{})
+	big, bigOut := startAttached(t, g, shell(hold("150")), &guest.Attach{})
+	(&transcript{}).readUntil(t, smallOut, "up")
+	(&transcript{}).readUntil(t, bigOut, "up")
+
+	victim, err := g.KillBiggest(waiting(t), 0)
+	require.NoError(t, err)
+	require.Equal(t, big.ID, victim.Process.ID)
+	require.GreaterOrEqual(t, victim.Memory, int64(150<<20))
+	require.Equal(t, nestbox.ReasonOOM, victim.Process.Exit.Reason)
+	require.Equal(t, "SIGKILL", victim.Process.Exit.Signal)
+	left, err := g.Get(waiting(t), exact(small))
+	require.NoError(t, err)
+	require.True(t, left.Running())
+}

@@ -372,6 +372,9 @@ func (b *running) Reason() string {
 	}
 }
 
+// GuardMemory implements sandbox.Sandbox. There is no limit.
+func (b *running) GuardMemory(context.Context, func(context.Context, int64) error) {}
+
 // Close implements sandbox.Sandbox.
 func (b *running) Close() error {
 	err := b.envd.Close()

@@ -322,7 +322,14 @@ func (d *Driver) start(ctx context.Context, spec sandbox.Spec) (*running, error)
 	if err := d.writeHandle(spec); err != nil {
 		return nil, nestbox.Errorf(nestbox.CodeInternal, "record sandbox %s: %w", spec.ID, err)
 	}
-	return d.open(spec.ID)
+	b, err := d.open(spec.ID)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.prioritize(); err != nil {
+		return nil, errors.Join(nestbox.Errorf(nestbox.CodeInternal, "set priorities in sandbox %s: %w", spec.ID, err), b.Close())
+	}
+	return b, nil
 }
 
 // Open implements sandbox.Driver.

@@ -222,9 +222,12 @@ func TestMemoryLimit(t *testing.T) {
 	t.Parallel()
 	d, dir := newDriver(t)
 	c, other := newCapsule(t, d, dir, minimalRoot(t), small), newCapsule(t, d, dir, minimalRoot(t), small)
-	_, err := c.try(t, "dd if=/dev/zero of=/dev/null bs=400M count=1")
+	// Nobody guards it, so the kernel ends the program, or all of the sandbox.
+	_, err := c.try(t, "dd if=/dev/zero of=/dev/null bs=900M count=1")
 	require.Error(t, err)
-	require.Contains(t, sandboxtest.Ended(t, c), "memory")
+	if _, err := c.try(t, "true"); err != nil {
+		require.Contains(t, sandboxtest.Ended(t, c), "memory")
+	}
 	sandboxtest.Answers(t, other)
 	require.NoError(t, d.Destroy(t.Context(), c.ID()))
 	require.Empty(t, cgroupTraces(t, dir, c.ID()))
@@ -314,4 +317,35 @@ func TestOwnersCannotBeMapped(t *testing.T) {
 	require.Equal(t, "1000:1000", c.sh(t, "stat -c %u:%g /home/user"))
 	require.Equal(t, "65534:65534", c.sh(t, "stat -c %u:%g /usr /usr/bin/bash | sort -u"), "what is the host's belongs to nobody")
 	c.sh(t, "touch /root/x /usr/x /usr/local/bin/x && su user -s /bin/bash -c 'touch ~/x'")
+}
+
+// TestGuardMemory: while a sandbox holds too much, what is inside is
+// asked to free some, and the sandbox lives.
+func TestGuardMemory(t *testing.T) {
+	t.Parallel()
+	d, dir := newDriver(t)
+	c := newCapsule(t, d, dir, minimalRoot(t), small)
+	ctx, stop := context.WithCancel(t.Context())
+	asked, guarded := make(chan int64, 1), make(chan struct{})
+	go func() {
+		defer close(guarded)
+		c.GuardMemory(ctx, func(_ context.Context, used int64) error {
+			select {
+			case asked <- used:
+			default: // not for the first time
+			}
+			_, err := c.try(t, "pkill -9 python3")
+			return err
+		})
+	}()
+	hog := make(chan error, 1)
+	go func() {
+		_, err := c.try(t, "exec python3 -c 'import time; b = bytearray(300 << 20); time.sleep(1000)'")
+		hog <- err
+	}()
+	require.Greater(t, <-asked, int64(small.MemoryMB)<<20)
+	require.Error(t, <-hog)
+	sandboxtest.Answers(t, c)
+	stop()
+	<-guarded
 }

@@ -33,10 +33,13 @@ const (
 
 func limits(r nestbox.Resources) cgroup.Limits {
 	return cgroup.Limits{
-		MemoryBytes: int64(r.MemoryMB)*mib + overhead,
+		MemoryBytes: memoryLimit(r.MemoryMB),
 		Pids:        r.PidsMax*hostPidsEach + hostPidsMore,
 	}
 }
+
+// memoryLimit is what a sandbox of so many MiB may use, in bytes.
+func memoryLimit(mb int) int64 { return int64(mb)*mib + overhead }
 
 // capabilities are what root in a sandbox can do, and why.
 var capabilities = []string{

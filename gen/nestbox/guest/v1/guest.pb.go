@@ -1579,6 +1579,102 @@ func (x *KillResponse) GetProcess() *Process {
 	return nil
 }
 
+type KillBiggestRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Used          int64                  `protobuf:"varint,1,opt,name=used,proto3" json:"used,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KillBiggestRequest) Reset() {
+	*x = KillBiggestRequest{}
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KillBiggestRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KillBiggestRequest) ProtoMessage() {}
+
+func (x *KillBiggestRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KillBiggestRequest.ProtoReflect.Descriptor instead.
+func (*KillBiggestRequest) Descriptor() ([]byte, []int) {
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *KillBiggestRequest) GetUsed() int64 {
+	if x != nil {
+		return x.Used
+	}
+	return 0
+}
+
+type KillBiggestResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Process       *Process               `protobuf:"bytes,1,opt,name=process,proto3" json:"process,omitempty"` // absent if the tree is none that is remembered
+	Memory        int64                  `protobuf:"varint,2,opt,name=memory,proto3" json:"memory,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KillBiggestResponse) Reset() {
+	*x = KillBiggestResponse{}
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KillBiggestResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KillBiggestResponse) ProtoMessage() {}
+
+func (x *KillBiggestResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KillBiggestResponse.ProtoReflect.Descriptor instead.
+func (*KillBiggestResponse) Descriptor() ([]byte, []int) {
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *KillBiggestResponse) GetProcess() *Process {
+	if x != nil {
+		return x.Process
+	}
+	return nil
+}
+
+func (x *KillBiggestResponse) GetMemory() int64 {
+	if x != nil {
+		return x.Memory
+	}
+	return 0
+}
+
 type FileInfo struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1596,7 +1692,7 @@ type FileInfo struct {
 
 func (x *FileInfo) Reset() {
 	*x = FileInfo{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[25]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1608,7 +1704,7 @@ func (x *FileInfo) String() string {
 func (*FileInfo) ProtoMessage() {}
 
 func (x *FileInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[25]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1621,7 +1717,7 @@ func (x *FileInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileInfo.ProtoReflect.Descriptor instead.
 func (*FileInfo) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{25}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *FileInfo) GetName() string {
@@ -1696,7 +1792,7 @@ type ReadFileRequest struct {
 
 func (x *ReadFileRequest) Reset() {
 	*x = ReadFileRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[26]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1708,7 +1804,7 @@ func (x *ReadFileRequest) String() string {
 func (*ReadFileRequest) ProtoMessage() {}
 
 func (x *ReadFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[26]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1721,7 +1817,7 @@ func (x *ReadFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadFileRequest.ProtoReflect.Descriptor instead.
 func (*ReadFileRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{26}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ReadFileRequest) GetPath() string {
@@ -1745,7 +1841,7 @@ type ReadFileResponse struct {
 
 func (x *ReadFileResponse) Reset() {
 	*x = ReadFileResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[27]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1757,7 +1853,7 @@ func (x *ReadFileResponse) String() string {
 func (*ReadFileResponse) ProtoMessage() {}
 
 func (x *ReadFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[27]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1770,7 +1866,7 @@ func (x *ReadFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadFileResponse.ProtoReflect.Descriptor instead.
 func (*ReadFileResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{27}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ReadFileResponse) GetMessage() isReadFileResponse_Message {
@@ -1843,7 +1939,7 @@ type WriteFileRequest struct {
 
 func (x *WriteFileRequest) Reset() {
 	*x = WriteFileRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[28]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1855,7 +1951,7 @@ func (x *WriteFileRequest) String() string {
 func (*WriteFileRequest) ProtoMessage() {}
 
 func (x *WriteFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[28]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1868,7 +1964,7 @@ func (x *WriteFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileRequest.ProtoReflect.Descriptor instead.
 func (*WriteFileRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{28}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *WriteFileRequest) GetMessage() isWriteFileRequest_Message {
@@ -1938,7 +2034,7 @@ type WriteFileHeader struct {
 
 func (x *WriteFileHeader) Reset() {
 	*x = WriteFileHeader{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[29]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1950,7 +2046,7 @@ func (x *WriteFileHeader) String() string {
 func (*WriteFileHeader) ProtoMessage() {}
 
 func (x *WriteFileHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[29]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1963,7 +2059,7 @@ func (x *WriteFileHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileHeader.ProtoReflect.Descriptor instead.
 func (*WriteFileHeader) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{29}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *WriteFileHeader) GetPath() string {
@@ -1996,7 +2092,7 @@ type WriteFileResponse struct {
 
 func (x *WriteFileResponse) Reset() {
 	*x = WriteFileResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[30]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2008,7 +2104,7 @@ func (x *WriteFileResponse) String() string {
 func (*WriteFileResponse) ProtoMessage() {}
 
 func (x *WriteFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[30]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2021,7 +2117,7 @@ func (x *WriteFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileResponse.ProtoReflect.Descriptor instead.
 func (*WriteFileResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{30}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *WriteFileResponse) GetInfo() *FileInfo {
@@ -2040,7 +2136,7 @@ type StatFileRequest struct {
 
 func (x *StatFileRequest) Reset() {
 	*x = StatFileRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[31]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2052,7 +2148,7 @@ func (x *StatFileRequest) String() string {
 func (*StatFileRequest) ProtoMessage() {}
 
 func (x *StatFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[31]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2065,7 +2161,7 @@ func (x *StatFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatFileRequest.ProtoReflect.Descriptor instead.
 func (*StatFileRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{31}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *StatFileRequest) GetPath() string {
@@ -2084,7 +2180,7 @@ type StatFileResponse struct {
 
 func (x *StatFileResponse) Reset() {
 	*x = StatFileResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[32]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2096,7 +2192,7 @@ func (x *StatFileResponse) String() string {
 func (*StatFileResponse) ProtoMessage() {}
 
 func (x *StatFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[32]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2109,7 +2205,7 @@ func (x *StatFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatFileResponse.ProtoReflect.Descriptor instead.
 func (*StatFileResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{32}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *StatFileResponse) GetInfo() *FileInfo {
@@ -2129,7 +2225,7 @@ type ListFilesRequest struct {
 
 func (x *ListFilesRequest) Reset() {
 	*x = ListFilesRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[33]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2141,7 +2237,7 @@ func (x *ListFilesRequest) String() string {
 func (*ListFilesRequest) ProtoMessage() {}
 
 func (x *ListFilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[33]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2154,7 +2250,7 @@ func (x *ListFilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListFilesRequest.ProtoReflect.Descriptor instead.
 func (*ListFilesRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{33}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListFilesRequest) GetPath() string {
@@ -2180,7 +2276,7 @@ type ListFilesResponse struct {
 
 func (x *ListFilesResponse) Reset() {
 	*x = ListFilesResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[34]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2192,7 +2288,7 @@ func (x *ListFilesResponse) String() string {
 func (*ListFilesResponse) ProtoMessage() {}
 
 func (x *ListFilesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[34]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2205,7 +2301,7 @@ func (x *ListFilesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListFilesResponse.ProtoReflect.Descriptor instead.
 func (*ListFilesResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{34}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ListFilesResponse) GetEntries() []*FileInfo {
@@ -2224,7 +2320,7 @@ type MkdirRequest struct {
 
 func (x *MkdirRequest) Reset() {
 	*x = MkdirRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[35]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2236,7 +2332,7 @@ func (x *MkdirRequest) String() string {
 func (*MkdirRequest) ProtoMessage() {}
 
 func (x *MkdirRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[35]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2249,7 +2345,7 @@ func (x *MkdirRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MkdirRequest.ProtoReflect.Descriptor instead.
 func (*MkdirRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{35}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *MkdirRequest) GetPath() string {
@@ -2268,7 +2364,7 @@ type MkdirResponse struct {
 
 func (x *MkdirResponse) Reset() {
 	*x = MkdirResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[36]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2280,7 +2376,7 @@ func (x *MkdirResponse) String() string {
 func (*MkdirResponse) ProtoMessage() {}
 
 func (x *MkdirResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[36]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2293,7 +2389,7 @@ func (x *MkdirResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MkdirResponse.ProtoReflect.Descriptor instead.
 func (*MkdirResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{36}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *MkdirResponse) GetInfo() *FileInfo {
@@ -2312,7 +2408,7 @@ type RemoveFileRequest struct {
 
 func (x *RemoveFileRequest) Reset() {
 	*x = RemoveFileRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[37]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2324,7 +2420,7 @@ func (x *RemoveFileRequest) String() string {
 func (*RemoveFileRequest) ProtoMessage() {}
 
 func (x *RemoveFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[37]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2337,7 +2433,7 @@ func (x *RemoveFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveFileRequest.ProtoReflect.Descriptor instead.
 func (*RemoveFileRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{37}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *RemoveFileRequest) GetPath() string {
@@ -2355,7 +2451,7 @@ type RemoveFileResponse struct {
 
 func (x *RemoveFileResponse) Reset() {
 	*x = RemoveFileResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[38]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2367,7 +2463,7 @@ func (x *RemoveFileResponse) String() string {
 func (*RemoveFileResponse) ProtoMessage() {}
 
 func (x *RemoveFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[38]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2380,7 +2476,7 @@ func (x *RemoveFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveFileResponse.ProtoReflect.Descriptor instead.
 func (*RemoveFileResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{38}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{40}
 }
 
 type OutputEvent_Data struct {
@@ -2394,7 +2490,7 @@ type OutputEvent_Data struct {
 
 func (x *OutputEvent_Data) Reset() {
 	*x = OutputEvent_Data{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[40]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2406,7 +2502,7 @@ func (x *OutputEvent_Data) String() string {
 func (*OutputEvent_Data) ProtoMessage() {}
 
 func (x *OutputEvent_Data) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[40]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2453,7 +2549,7 @@ type OutputEvent_Gap struct {
 
 func (x *OutputEvent_Gap) Reset() {
 	*x = OutputEvent_Gap{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[41]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2465,7 +2561,7 @@ func (x *OutputEvent_Gap) String() string {
 func (*OutputEvent_Gap) ProtoMessage() {}
 
 func (x *OutputEvent_Gap) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[41]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2505,7 +2601,7 @@ type OutputEvent_ExitEvent struct {
 
 func (x *OutputEvent_ExitEvent) Reset() {
 	*x = OutputEvent_ExitEvent{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[42]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2517,7 +2613,7 @@ func (x *OutputEvent_ExitEvent) String() string {
 func (*OutputEvent_ExitEvent) ProtoMessage() {}
 
 func (x *OutputEvent_ExitEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[42]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2556,7 +2652,7 @@ type OutputEvent_Closed struct {
 
 func (x *OutputEvent_Closed) Reset() {
 	*x = OutputEvent_Closed{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[43]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2568,7 +2664,7 @@ func (x *OutputEvent_Closed) String() string {
 func (*OutputEvent_Closed) ProtoMessage() {}
 
 func (x *OutputEvent_Closed) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[43]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2601,7 +2697,7 @@ type OutputEvent_Alive struct {
 
 func (x *OutputEvent_Alive) Reset() {
 	*x = OutputEvent_Alive{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[44]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2613,7 +2709,7 @@ func (x *OutputEvent_Alive) String() string {
 func (*OutputEvent_Alive) ProtoMessage() {}
 
 func (x *OutputEvent_Alive) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[44]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2747,7 +2843,12 @@ const file_nestbox_guest_v1_guest_proto_rawDesc = "" +
 	"\x06signal\x18\x02 \x01(\x05R\x06signal\x12/\n" +
 	"\x05grace\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x05grace\"C\n" +
 	"\fKillResponse\x123\n" +
-	"\aprocess\x18\x01 \x01(\v2\x19.nestbox.guest.v1.ProcessR\aprocess\"\xfe\x01\n" +
+	"\aprocess\x18\x01 \x01(\v2\x19.nestbox.guest.v1.ProcessR\aprocess\"(\n" +
+	"\x12KillBiggestRequest\x12\x12\n" +
+	"\x04used\x18\x01 \x01(\x03R\x04used\"b\n" +
+	"\x13KillBiggestResponse\x123\n" +
+	"\aprocess\x18\x01 \x01(\v2\x19.nestbox.guest.v1.ProcessR\aprocess\x12\x16\n" +
+	"\x06memory\x18\x02 \x01(\x03R\x06memory\"\xfe\x01\n" +
 	"\bFileInfo\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04path\x18\x02 \x01(\tR\x04path\x12\x12\n" +
@@ -2792,7 +2893,8 @@ const file_nestbox_guest_v1_guest_proto_rawDesc = "" +
 	"\x04info\x18\x01 \x01(\v2\x1a.nestbox.guest.v1.FileInfoR\x04info\"'\n" +
 	"\x11RemoveFileRequest\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\"\x14\n" +
-	"\x12RemoveFileResponse2\xaa\t\n" +
+	"\x12RemoveFileResponse2\x86\n" +
+	"\n" +
 	"\fGuestService\x12E\n" +
 	"\x04Ping\x12\x1d.nestbox.guest.v1.PingRequest\x1a\x1e.nestbox.guest.v1.PingResponse\x12J\n" +
 	"\x05Start\x12\x1e.nestbox.guest.v1.StartRequest\x1a\x1f.nestbox.guest.v1.StartResponse0\x01\x12E\n" +
@@ -2803,7 +2905,8 @@ const file_nestbox_guest_v1_guest_proto_rawDesc = "" +
 	"\n" +
 	"WriteStdin\x12#.nestbox.guest.v1.WriteStdinRequest\x1a$.nestbox.guest.v1.WriteStdinResponse\x12K\n" +
 	"\x06Signal\x12\x1f.nestbox.guest.v1.SignalRequest\x1a .nestbox.guest.v1.SignalResponse\x12E\n" +
-	"\x04Kill\x12\x1d.nestbox.guest.v1.KillRequest\x1a\x1e.nestbox.guest.v1.KillResponse\x12S\n" +
+	"\x04Kill\x12\x1d.nestbox.guest.v1.KillRequest\x1a\x1e.nestbox.guest.v1.KillResponse\x12Z\n" +
+	"\vKillBiggest\x12$.nestbox.guest.v1.KillBiggestRequest\x1a%.nestbox.guest.v1.KillBiggestResponse\x12S\n" +
 	"\bReadFile\x12!.nestbox.guest.v1.ReadFileRequest\x1a\".nestbox.guest.v1.ReadFileResponse0\x01\x12V\n" +
 	"\tWriteFile\x12\".nestbox.guest.v1.WriteFileRequest\x1a#.nestbox.guest.v1.WriteFileResponse(\x01\x12Q\n" +
 	"\bStatFile\x12!.nestbox.guest.v1.StatFileRequest\x1a\".nestbox.guest.v1.StatFileResponse\x12V\n" +
@@ -2824,7 +2927,7 @@ func file_nestbox_guest_v1_guest_proto_rawDescGZIP() []byte {
 	return file_nestbox_guest_v1_guest_proto_rawDescData
 }
 
-var file_nestbox_guest_v1_guest_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
+var file_nestbox_guest_v1_guest_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
 var file_nestbox_guest_v1_guest_proto_goTypes = []any{
 	(*PingRequest)(nil),           // 0: nestbox.guest.v1.PingRequest
 	(*PingResponse)(nil),          // 1: nestbox.guest.v1.PingResponse
@@ -2851,42 +2954,44 @@ var file_nestbox_guest_v1_guest_proto_goTypes = []any{
 	(*SignalResponse)(nil),        // 22: nestbox.guest.v1.SignalResponse
 	(*KillRequest)(nil),           // 23: nestbox.guest.v1.KillRequest
 	(*KillResponse)(nil),          // 24: nestbox.guest.v1.KillResponse
-	(*FileInfo)(nil),              // 25: nestbox.guest.v1.FileInfo
-	(*ReadFileRequest)(nil),       // 26: nestbox.guest.v1.ReadFileRequest
-	(*ReadFileResponse)(nil),      // 27: nestbox.guest.v1.ReadFileResponse
-	(*WriteFileRequest)(nil),      // 28: nestbox.guest.v1.WriteFileRequest
-	(*WriteFileHeader)(nil),       // 29: nestbox.guest.v1.WriteFileHeader
-	(*WriteFileResponse)(nil),     // 30: nestbox.guest.v1.WriteFileResponse
-	(*StatFileRequest)(nil),       // 31: nestbox.guest.v1.StatFileRequest
-	(*StatFileResponse)(nil),      // 32: nestbox.guest.v1.StatFileResponse
-	(*ListFilesRequest)(nil),      // 33: nestbox.guest.v1.ListFilesRequest
-	(*ListFilesResponse)(nil),     // 34: nestbox.guest.v1.ListFilesResponse
-	(*MkdirRequest)(nil),          // 35: nestbox.guest.v1.MkdirRequest
-	(*MkdirResponse)(nil),         // 36: nestbox.guest.v1.MkdirResponse
-	(*RemoveFileRequest)(nil),     // 37: nestbox.guest.v1.RemoveFileRequest
-	(*RemoveFileResponse)(nil),    // 38: nestbox.guest.v1.RemoveFileResponse
-	nil,                           // 39: nestbox.guest.v1.ProcessSpec.EnvEntry
-	(*OutputEvent_Data)(nil),      // 40: nestbox.guest.v1.OutputEvent.Data
-	(*OutputEvent_Gap)(nil),       // 41: nestbox.guest.v1.OutputEvent.Gap
-	(*OutputEvent_ExitEvent)(nil), // 42: nestbox.guest.v1.OutputEvent.ExitEvent
-	(*OutputEvent_Closed)(nil),    // 43: nestbox.guest.v1.OutputEvent.Closed
-	(*OutputEvent_Alive)(nil),     // 44: nestbox.guest.v1.OutputEvent.Alive
-	(*timestamppb.Timestamp)(nil), // 45: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 46: google.protobuf.Duration
+	(*KillBiggestRequest)(nil),    // 25: nestbox.guest.v1.KillBiggestRequest
+	(*KillBiggestResponse)(nil),   // 26: nestbox.guest.v1.KillBiggestResponse
+	(*FileInfo)(nil),              // 27: nestbox.guest.v1.FileInfo
+	(*ReadFileRequest)(nil),       // 28: nestbox.guest.v1.ReadFileRequest
+	(*ReadFileResponse)(nil),      // 29: nestbox.guest.v1.ReadFileResponse
+	(*WriteFileRequest)(nil),      // 30: nestbox.guest.v1.WriteFileRequest
+	(*WriteFileHeader)(nil),       // 31: nestbox.guest.v1.WriteFileHeader
+	(*WriteFileResponse)(nil),     // 32: nestbox.guest.v1.WriteFileResponse
+	(*StatFileRequest)(nil),       // 33: nestbox.guest.v1.StatFileRequest
+	(*StatFileResponse)(nil),      // 34: nestbox.guest.v1.StatFileResponse
+	(*ListFilesRequest)(nil),      // 35: nestbox.guest.v1.ListFilesRequest
+	(*ListFilesResponse)(nil),     // 36: nestbox.guest.v1.ListFilesResponse
+	(*MkdirRequest)(nil),          // 37: nestbox.guest.v1.MkdirRequest
+	(*MkdirResponse)(nil),         // 38: nestbox.guest.v1.MkdirResponse
+	(*RemoveFileRequest)(nil),     // 39: nestbox.guest.v1.RemoveFileRequest
+	(*RemoveFileResponse)(nil),    // 40: nestbox.guest.v1.RemoveFileResponse
+	nil,                           // 41: nestbox.guest.v1.ProcessSpec.EnvEntry
+	(*OutputEvent_Data)(nil),      // 42: nestbox.guest.v1.OutputEvent.Data
+	(*OutputEvent_Gap)(nil),       // 43: nestbox.guest.v1.OutputEvent.Gap
+	(*OutputEvent_ExitEvent)(nil), // 44: nestbox.guest.v1.OutputEvent.ExitEvent
+	(*OutputEvent_Closed)(nil),    // 45: nestbox.guest.v1.OutputEvent.Closed
+	(*OutputEvent_Alive)(nil),     // 46: nestbox.guest.v1.OutputEvent.Alive
+	(*timestamppb.Timestamp)(nil), // 47: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 48: google.protobuf.Duration
 }
 var file_nestbox_guest_v1_guest_proto_depIdxs = []int32{
-	45, // 0: nestbox.guest.v1.PingResponse.started_at:type_name -> google.protobuf.Timestamp
-	39, // 1: nestbox.guest.v1.ProcessSpec.env:type_name -> nestbox.guest.v1.ProcessSpec.EnvEntry
-	46, // 2: nestbox.guest.v1.ProcessSpec.timeout:type_name -> google.protobuf.Duration
-	45, // 3: nestbox.guest.v1.Process.started_at:type_name -> google.protobuf.Timestamp
+	47, // 0: nestbox.guest.v1.PingResponse.started_at:type_name -> google.protobuf.Timestamp
+	41, // 1: nestbox.guest.v1.ProcessSpec.env:type_name -> nestbox.guest.v1.ProcessSpec.EnvEntry
+	48, // 2: nestbox.guest.v1.ProcessSpec.timeout:type_name -> google.protobuf.Duration
+	47, // 3: nestbox.guest.v1.Process.started_at:type_name -> google.protobuf.Timestamp
 	5,  // 4: nestbox.guest.v1.Process.exit:type_name -> nestbox.guest.v1.Exit
 	4,  // 5: nestbox.guest.v1.Process.output:type_name -> nestbox.guest.v1.OutputState
-	45, // 6: nestbox.guest.v1.Exit.at:type_name -> google.protobuf.Timestamp
-	40, // 7: nestbox.guest.v1.OutputEvent.data:type_name -> nestbox.guest.v1.OutputEvent.Data
-	41, // 8: nestbox.guest.v1.OutputEvent.gap:type_name -> nestbox.guest.v1.OutputEvent.Gap
-	42, // 9: nestbox.guest.v1.OutputEvent.exit:type_name -> nestbox.guest.v1.OutputEvent.ExitEvent
-	43, // 10: nestbox.guest.v1.OutputEvent.closed:type_name -> nestbox.guest.v1.OutputEvent.Closed
-	44, // 11: nestbox.guest.v1.OutputEvent.alive:type_name -> nestbox.guest.v1.OutputEvent.Alive
+	47, // 6: nestbox.guest.v1.Exit.at:type_name -> google.protobuf.Timestamp
+	42, // 7: nestbox.guest.v1.OutputEvent.data:type_name -> nestbox.guest.v1.OutputEvent.Data
+	43, // 8: nestbox.guest.v1.OutputEvent.gap:type_name -> nestbox.guest.v1.OutputEvent.Gap
+	44, // 9: nestbox.guest.v1.OutputEvent.exit:type_name -> nestbox.guest.v1.OutputEvent.ExitEvent
+	45, // 10: nestbox.guest.v1.OutputEvent.closed:type_name -> nestbox.guest.v1.OutputEvent.Closed
+	46, // 11: nestbox.guest.v1.OutputEvent.alive:type_name -> nestbox.guest.v1.OutputEvent.Alive
 	2,  // 12: nestbox.guest.v1.StartRequest.spec:type_name -> nestbox.guest.v1.ProcessSpec
 	7,  // 13: nestbox.guest.v1.StartRequest.attach:type_name -> nestbox.guest.v1.AttachOptions
 	3,  // 14: nestbox.guest.v1.StartResponse.started:type_name -> nestbox.guest.v1.Process
@@ -2902,51 +3007,54 @@ var file_nestbox_guest_v1_guest_proto_depIdxs = []int32{
 	6,  // 24: nestbox.guest.v1.WriteStdinRequest.selector:type_name -> nestbox.guest.v1.Selector
 	6,  // 25: nestbox.guest.v1.SignalRequest.selector:type_name -> nestbox.guest.v1.Selector
 	6,  // 26: nestbox.guest.v1.KillRequest.selector:type_name -> nestbox.guest.v1.Selector
-	46, // 27: nestbox.guest.v1.KillRequest.grace:type_name -> google.protobuf.Duration
+	48, // 27: nestbox.guest.v1.KillRequest.grace:type_name -> google.protobuf.Duration
 	3,  // 28: nestbox.guest.v1.KillResponse.process:type_name -> nestbox.guest.v1.Process
-	45, // 29: nestbox.guest.v1.FileInfo.modified_at:type_name -> google.protobuf.Timestamp
-	25, // 30: nestbox.guest.v1.ReadFileResponse.info:type_name -> nestbox.guest.v1.FileInfo
-	29, // 31: nestbox.guest.v1.WriteFileRequest.header:type_name -> nestbox.guest.v1.WriteFileHeader
-	25, // 32: nestbox.guest.v1.WriteFileResponse.info:type_name -> nestbox.guest.v1.FileInfo
-	25, // 33: nestbox.guest.v1.StatFileResponse.info:type_name -> nestbox.guest.v1.FileInfo
-	25, // 34: nestbox.guest.v1.ListFilesResponse.entries:type_name -> nestbox.guest.v1.FileInfo
-	25, // 35: nestbox.guest.v1.MkdirResponse.info:type_name -> nestbox.guest.v1.FileInfo
-	5,  // 36: nestbox.guest.v1.OutputEvent.ExitEvent.exit:type_name -> nestbox.guest.v1.Exit
-	0,  // 37: nestbox.guest.v1.GuestService.Ping:input_type -> nestbox.guest.v1.PingRequest
-	9,  // 38: nestbox.guest.v1.GuestService.Start:input_type -> nestbox.guest.v1.StartRequest
-	11, // 39: nestbox.guest.v1.GuestService.List:input_type -> nestbox.guest.v1.ListRequest
-	13, // 40: nestbox.guest.v1.GuestService.Get:input_type -> nestbox.guest.v1.GetRequest
-	15, // 41: nestbox.guest.v1.GuestService.Wait:input_type -> nestbox.guest.v1.WaitRequest
-	17, // 42: nestbox.guest.v1.GuestService.Attach:input_type -> nestbox.guest.v1.AttachRequest
-	19, // 43: nestbox.guest.v1.GuestService.WriteStdin:input_type -> nestbox.guest.v1.WriteStdinRequest
-	21, // 44: nestbox.guest.v1.GuestService.Signal:input_type -> nestbox.guest.v1.SignalRequest
-	23, // 45: nestbox.guest.v1.GuestService.Kill:input_type -> nestbox.guest.v1.KillRequest
-	26, // 46: nestbox.guest.v1.GuestService.ReadFile:input_type -> nestbox.guest.v1.ReadFileRequest
-	28, // 47: nestbox.guest.v1.GuestService.WriteFile:input_type -> nestbox.guest.v1.WriteFileRequest
-	31, // 48: nestbox.guest.v1.GuestService.StatFile:input_type -> nestbox.guest.v1.StatFileRequest
-	33, // 49: nestbox.guest.v1.GuestService.ListFiles:input_type -> nestbox.guest.v1.ListFilesRequest
-	35, // 50: nestbox.guest.v1.GuestService.Mkdir:input_type -> nestbox.guest.v1.MkdirRequest
-	37, // 51: nestbox.guest.v1.GuestService.RemoveFile:input_type -> nestbox.guest.v1.RemoveFileRequest
-	1,  // 52: nestbox.guest.v1.GuestService.Ping:output_type -> nestbox.guest.v1.PingResponse
-	10, // 53: nestbox.guest.v1.GuestService.Start:output_type -> nestbox.guest.v1.StartResponse
-	12, // 54: nestbox.guest.v1.GuestService.List:output_type -> nestbox.guest.v1.ListResponse
-	14, // 55: nestbox.guest.v1.GuestService.Get:output_type -> nestbox.guest.v1.GetResponse
-	16, // 56: nestbox.guest.v1.GuestService.Wait:output_type -> nestbox.guest.v1.WaitResponse
-	18, // 57: nestbox.guest.v1.GuestService.Attach:output_type -> nestbox.guest.v1.AttachResponse
-	20, // 58: nestbox.guest.v1.GuestService.WriteStdin:output_type -> nestbox.guest.v1.WriteStdinResponse
-	22, // 59: nestbox.guest.v1.GuestService.Signal:output_type -> nestbox.guest.v1.SignalResponse
-	24, // 60: nestbox.guest.v1.GuestService.Kill:output_type -> nestbox.guest.v1.KillResponse
-	27, // 61: nestbox.guest.v1.GuestService.ReadFile:output_type -> nestbox.guest.v1.ReadFileResponse
-	30, // 62: nestbox.guest.v1.GuestService.WriteFile:output_type -> nestbox.guest.v1.WriteFileResponse
-	32, // 63: nestbox.guest.v1.GuestService.StatFile:output_type -> nestbox.guest.v1.StatFileResponse
-	34, // 64: nestbox.guest.v1.GuestService.ListFiles:output_type -> nestbox.guest.v1.ListFilesResponse
-	36, // 65: nestbox.guest.v1.GuestService.Mkdir:output_type -> nestbox.guest.v1.MkdirResponse
-	38, // 66: nestbox.guest.v1.GuestService.RemoveFile:output_type -> nestbox.guest.v1.RemoveFileResponse
-	52, // [52:67] is the sub-list for method output_type
-	37, // [37:52] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	3,  // 29: nestbox.guest.v1.KillBiggestResponse.process:type_name -> nestbox.guest.v1.Process
+	47, // 30: nestbox.guest.v1.FileInfo.modified_at:type_name -> google.protobuf.Timestamp
+	27, // 31: nestbox.guest.v1.ReadFileResponse.info:type_name -> nestbox.guest.v1.FileInfo
+	31, // 32: nestbox.guest.v1.WriteFileRequest.header:type_name -> nestbox.guest.v1.WriteFileHeader
+	27, // 33: nestbox.guest.v1.WriteFileResponse.info:type_name -> nestbox.guest.v1.FileInfo
+	27, // 34: nestbox.guest.v1.StatFileResponse.info:type_name -> nestbox.guest.v1.FileInfo
+	27, // 35: nestbox.guest.v1.ListFilesResponse.entries:type_name -> nestbox.guest.v1.FileInfo
+	27, // 36: nestbox.guest.v1.MkdirResponse.info:type_name -> nestbox.guest.v1.FileInfo
+	5,  // 37: nestbox.guest.v1.OutputEvent.ExitEvent.exit:type_name -> nestbox.guest.v1.Exit
+	0,  // 38: nestbox.guest.v1.GuestService.Ping:input_type -> nestbox.guest.v1.PingRequest
+	9,  // 39: nestbox.guest.v1.GuestService.Start:input_type -> nestbox.guest.v1.StartRequest
+	11, // 40: nestbox.guest.v1.GuestService.List:input_type -> nestbox.guest.v1.ListRequest
+	13, // 41: nestbox.guest.v1.GuestService.Get:input_type -> nestbox.guest.v1.GetRequest
+	15, // 42: nestbox.guest.v1.GuestService.Wait:input_type -> nestbox.guest.v1.WaitRequest
+	17, // 43: nestbox.guest.v1.GuestService.Attach:input_type -> nestbox.guest.v1.AttachRequest
+	19, // 44: nestbox.guest.v1.GuestService.WriteStdin:input_type -> nestbox.guest.v1.WriteStdinRequest
+	21, // 45: nestbox.guest.v1.GuestService.Signal:input_type -> nestbox.guest.v1.SignalRequest
+	23, // 46: nestbox.guest.v1.GuestService.Kill:input_type -> nestbox.guest.v1.KillRequest
+	25, // 47: nestbox.guest.v1.GuestService.KillBiggest:input_type -> nestbox.guest.v1.KillBiggestRequest
+	28, // 48: nestbox.guest.v1.GuestService.ReadFile:input_type -> nestbox.guest.v1.ReadFileRequest
+	30, // 49: nestbox.guest.v1.GuestService.WriteFile:input_type -> nestbox.guest.v1.WriteFileRequest
+	33, // 50: nestbox.guest.v1.GuestService.StatFile:input_type -> nestbox.guest.v1.StatFileRequest
+	35, // 51: nestbox.guest.v1.GuestService.ListFiles:input_type -> nestbox.guest.v1.ListFilesRequest
+	37, // 52: nestbox.guest.v1.GuestService.Mkdir:input_type -> nestbox.guest.v1.MkdirRequest
+	39, // 53: nestbox.guest.v1.GuestService.RemoveFile:input_type -> nestbox.guest.v1.RemoveFileRequest
+	1,  // 54: nestbox.guest.v1.GuestService.Ping:output_type -> nestbox.guest.v1.PingResponse
+	10, // 55: nestbox.guest.v1.GuestService.Start:output_type -> nestbox.guest.v1.StartResponse
+	12, // 56: nestbox.guest.v1.GuestService.List:output_type -> nestbox.guest.v1.ListResponse
+	14, // 57: nestbox.guest.v1.GuestService.Get:output_type -> nestbox.guest.v1.GetResponse
+	16, // 58: nestbox.guest.v1.GuestService.Wait:output_type -> nestbox.guest.v1.WaitResponse
+	18, // 59: nestbox.guest.v1.GuestService.Attach:output_type -> nestbox.guest.v1.AttachResponse
+	20, // 60: nestbox.guest.v1.GuestService.WriteStdin:output_type -> nestbox.guest.v1.WriteStdinResponse
+	22, // 61: nestbox.guest.v1.GuestService.Signal:output_type -> nestbox.guest.v1.SignalResponse
+	24, // 62: nestbox.guest.v1.GuestService.Kill:output_type -> nestbox.guest.v1.KillResponse
+	26, // 63: nestbox.guest.v1.GuestService.KillBiggest:output_type -> nestbox.guest.v1.KillBiggestResponse
+	29, // 64: nestbox.guest.v1.GuestService.ReadFile:output_type -> nestbox.guest.v1.ReadFileResponse
+	32, // 65: nestbox.guest.v1.GuestService.WriteFile:output_type -> nestbox.guest.v1.WriteFileResponse
+	34, // 66: nestbox.guest.v1.GuestService.StatFile:output_type -> nestbox.guest.v1.StatFileResponse
+	36, // 67: nestbox.guest.v1.GuestService.ListFiles:output_type -> nestbox.guest.v1.ListFilesResponse
+	38, // 68: nestbox.guest.v1.GuestService.Mkdir:output_type -> nestbox.guest.v1.MkdirResponse
+	40, // 69: nestbox.guest.v1.GuestService.RemoveFile:output_type -> nestbox.guest.v1.RemoveFileResponse
+	54, // [54:70] is the sub-list for method output_type
+	38, // [38:54] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_nestbox_guest_v1_guest_proto_init() }
@@ -2970,12 +3078,12 @@ func file_nestbox_guest_v1_guest_proto_init() {
 		(*StartResponse_Started)(nil),
 		(*StartResponse_Event)(nil),
 	}
-	file_nestbox_guest_v1_guest_proto_msgTypes[27].OneofWrappers = []any{
+	file_nestbox_guest_v1_guest_proto_msgTypes[29].OneofWrappers = []any{
 		(*ReadFileResponse_Info)(nil),
 		(*ReadFileResponse_Data)(nil),
 		(*ReadFileResponse_Done)(nil),
 	}
-	file_nestbox_guest_v1_guest_proto_msgTypes[28].OneofWrappers = []any{
+	file_nestbox_guest_v1_guest_proto_msgTypes[30].OneofWrappers = []any{
 		(*WriteFileRequest_Header)(nil),
 		(*WriteFileRequest_Data)(nil),
 		(*WriteFileRequest_Done)(nil),
@@ -2986,7 +3094,7 @@ func file_nestbox_guest_v1_guest_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_nestbox_guest_v1_guest_proto_rawDesc), len(file_nestbox_guest_v1_guest_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   45,
+			NumMessages:   47,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -46,6 +46,8 @@ const (
 	GuestServiceSignalProcedure = "/nestbox.guest.v1.GuestService/Signal"
 	// GuestServiceKillProcedure is the procedure name of the GuestService's Kill RPC.
 	GuestServiceKillProcedure = "/nestbox.guest.v1.GuestService/Kill"
+	// GuestServiceKillBiggestProcedure is the procedure name of the GuestService's KillBiggest RPC.
+	GuestServiceKillBiggestProcedure = "/nestbox.guest.v1.GuestService/KillBiggest"
 	// GuestServiceReadFileProcedure is the procedure name of the GuestService's ReadFile RPC.
 	GuestServiceReadFileProcedure = "/nestbox.guest.v1.GuestService/ReadFile"
 	// GuestServiceWriteFileProcedure is the procedure name of the GuestService's WriteFile RPC.
@@ -124,6 +126,13 @@ var (
 			Procedure:  GuestServiceKillProcedure,
 		}
 	})
+	guestServiceKillBiggestSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_nestbox_guest_v1_guest_proto.Services().ByName("GuestService").Methods().ByName("KillBiggest"),
+			Procedure:  GuestServiceKillBiggestProcedure,
+		}
+	})
 	guestServiceReadFileSpec = sync.OnceValue(func() connect.Spec {
 		return connect.Spec{
 			StreamType: connect.StreamTypeServer,
@@ -181,6 +190,7 @@ type GuestServiceClient interface {
 	WriteStdin(context.Context, *v1.WriteStdinRequest) (*v1.WriteStdinResponse, error)
 	Signal(context.Context, *v1.SignalRequest) (*v1.SignalResponse, error)
 	Kill(context.Context, *v1.KillRequest) (*v1.KillResponse, error)
+	KillBiggest(context.Context, *v1.KillBiggestRequest) (*v1.KillBiggestResponse, error)
 	ReadFile(context.Context, *v1.ReadFileRequest) (GuestServiceReadFileClientStream, error)
 	// WriteFile: the first message holds the header, the others data; the last
 	// has done set, so that a cut stream is never taken for a short file.
@@ -319,6 +329,7 @@ type GuestServiceHandler interface {
 	WriteStdin(context.Context, *v1.WriteStdinRequest) (*v1.WriteStdinResponse, error)
 	Signal(context.Context, *v1.SignalRequest) (*v1.SignalResponse, error)
 	Kill(context.Context, *v1.KillRequest) (*v1.KillResponse, error)
+	KillBiggest(context.Context, *v1.KillBiggestRequest) (*v1.KillBiggestResponse, error)
 	ReadFile(context.Context, *v1.ReadFileRequest, GuestServiceReadFileServerStream) error
 	// WriteFile: the first message holds the header, the others data; the last
 	// has done set, so that a cut stream is never taken for a short file.
@@ -343,6 +354,7 @@ func RegisterGuestServiceHandler(server *connect.Server, svc GuestServiceHandler
 		connect.Method{Spec: guestServiceWriteStdinSpec(), Handler: adapter.writeStdin},
 		connect.Method{Spec: guestServiceSignalSpec(), Handler: adapter.signal},
 		connect.Method{Spec: guestServiceKillSpec(), Handler: adapter.kill},
+		connect.Method{Spec: guestServiceKillBiggestSpec(), Handler: adapter.killBiggest},
 		connect.Method{Spec: guestServiceReadFileSpec(), Handler: adapter.readFile},
 		connect.Method{Spec: guestServiceWriteFileSpec(), Handler: adapter.writeFile},
 		connect.Method{Spec: guestServiceStatFileSpec(), Handler: adapter.statFile},
@@ -465,6 +477,10 @@ func (UnimplementedGuestServiceHandler) Kill(context.Context, *v1.KillRequest) (
 	return nil, connect.NewError(connect.CodeUnimplemented, "nestbox.guest.v1.GuestService.Kill is not implemented")
 }
 
+func (UnimplementedGuestServiceHandler) KillBiggest(context.Context, *v1.KillBiggestRequest) (*v1.KillBiggestResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "nestbox.guest.v1.GuestService.KillBiggest is not implemented")
+}
+
 func (UnimplementedGuestServiceHandler) ReadFile(context.Context, *v1.ReadFileRequest, GuestServiceReadFileServerStream) error {
 	return connect.NewError(connect.CodeUnimplemented, "nestbox.guest.v1.GuestService.ReadFile is not implemented")
 }
@@ -560,6 +576,14 @@ func (c *guestServiceClient) Signal(ctx context.Context, req *v1.SignalRequest) 
 func (c *guestServiceClient) Kill(ctx context.Context, req *v1.KillRequest) (*v1.KillResponse, error) {
 	var res v1.KillResponse
 	if err := c.client.CallUnary(ctx, guestServiceKillSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *guestServiceClient) KillBiggest(ctx context.Context, req *v1.KillBiggestRequest) (*v1.KillBiggestResponse, error) {
+	var res v1.KillBiggestResponse
+	if err := c.client.CallUnary(ctx, guestServiceKillBiggestSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -709,6 +733,18 @@ func (h guestServiceHandler) kill(ctx context.Context, _ connect.Spec, stream co
 		return err
 	}
 	res, err := h.svc.Kill(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h guestServiceHandler) killBiggest(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.KillBiggestRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.KillBiggest(ctx, &req)
 	if err != nil {
 		return err
 	}

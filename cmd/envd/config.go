@@ -17,6 +17,7 @@ type config struct {
 	Listen   string     // TCP address; port 0 = any
 	PortFile string     // file to write the port to once envd listens; "" = none
 	Cgroups  string     // mount point of cgroup v2, if there is one
+	MaxPids  int        // processes and threads of the capsule; 0 = no limit
 	LogLevel slog.Level // of what goes to standard error
 	Token    string     // required of every request; from the environment only
 }
@@ -37,12 +38,16 @@ func parseConfig(args []string, output io.Writer) (config, error) {
 	flags.StringVar(&cfg.Listen, "listen", cfg.Listen, "TCP `address` to listen on")
 	flags.StringVar(&cfg.PortFile, "port-file", cfg.PortFile, "`file` to write the port to once envd listens")
 	flags.StringVar(&cfg.Cgroups, "cgroups", cfg.Cgroups, "`directory` of a cgroup v2 in which to make a group for each process tree, if it is one")
+	flags.IntVar(&cfg.MaxPids, "max-pids", 0, "how `many` processes and threads there may be; 0 = no limit")
 	flags.TextVar(&cfg.LogLevel, "log-level", cfg.LogLevel, "log `level`: debug, info, warn or error")
 	if err := flags.Parse(args); err != nil {
 		return config{}, err
 	}
 	if flags.NArg() > 0 {
 		return config{}, errors.New("envd takes no arguments: " + flags.Arg(0))
+	}
+	if cfg.MaxPids < 0 {
+		return config{}, errors.New("--max-pids is negative")
 	}
 	cfg.Token = os.Getenv(sandbox.EnvToken)
 	if err := os.Unsetenv(sandbox.EnvToken); err != nil {

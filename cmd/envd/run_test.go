@@ -100,10 +100,10 @@ func TestConfig(t *testing.T) { // not parallel: it sets the environment
 	require.ErrorIs(t, err, errNoToken)
 
 	t.Setenv(sandbox.EnvToken, "secret")
-	cfg, err = parseConfig([]string{"--listen", "127.0.0.1:0", "--port-file", "/p", "--cgroups", "/c", "--log-level", "debug"}, io.Discard)
+	cfg, err = parseConfig([]string{"--listen", "127.0.0.1:0", "--port-file", "/p", "--cgroups", "/c", "--max-pids", "7", "--log-level", "debug"}, io.Discard)
 	require.NoError(t, err)
-	require.Equal(t, config{Listen: "127.0.0.1:0", PortFile: "/p", Cgroups: "/c", LogLevel: slog.LevelDebug, Token: "secret"}, cfg)
-	for _, args := range [][]string{{"--nope"}, {"argument"}, {"--log-level", "loud"}} {
+	require.Equal(t, config{Listen: "127.0.0.1:0", PortFile: "/p", Cgroups: "/c", MaxPids: 7, LogLevel: slog.LevelDebug, Token: "secret"}, cfg)
+	for _, args := range [][]string{{"--nope"}, {"argument"}, {"--log-level", "loud"}, {"--max-pids", "few"}, {"--max-pids", "-1"}} {
 		t.Setenv(sandbox.EnvToken, "secret")
 		_, err = parseConfig(args, io.Discard)
 		require.Error(t, err)

@@ -57,16 +57,50 @@ type errorJSON struct {
 	} `json:"error"`
 }
 
-// TestForkBomb lets a capsule fork without end: envd answers, and the tree
-// can be killed.
-func TestForkBomb(t *testing.T) {
+// TestForkBombs lets several users of a capsule fork without end. All of them
+// together stay within the capsule's limit, root can still look into it, starts
+// that cannot be are refused, and the trees can be killed.
+func TestForkBombs(t *testing.T) {
 	t.Parallel()
 	s := newServer(t)
-	id := call[capsuleJSON](s, http.MethodPost, "/v1/capsules", none{"pids_max": 128, "memory_mb": 1024}, 201).ID
-	s.background(id, "bomb", `b() { b | b & }; b; sleep 1000`)
-	require.Len(t, s.processes(id), 1)
-	call[none](s, http.MethodDelete, path(id, "bomb"), nil, 204)
+	const limit, reserve = 96, 16
+	id := call[capsuleJSON](s, http.MethodPost, "/v1/capsules", none{"pids_max": limit, "memory_mb": 2048}, 201).ID
+	users := []string{"root", "nobody", "daemon"}
+	for _, user := range users {
+		call[startedJSON](s, http.MethodPost, "/v1/capsules/"+id+"/exec", none{
+			"cmd": "python3", "background": true, "tag": user, "user": user,
+			"args": []string{"-uc", `
+import os
+full = False
+while True:
+    try: os.fork()
+    except BlockingIOError:  # EAGAIN
+        if not full: os.write(1, b"full")
+        full = True`},
+		}, 202)
+	}
+	for _, user := range users {
+		require.Eventually(t, func() bool { return strings.Contains(s.text(path(id, user)+"/logs"), "full") }, patience, 10*time.Millisecond)
+	}
+	count := call[execJSON](s, http.MethodPost, "/v1/capsules/"+id+"/exec", none{"cmd": "cat", "args": []string{"/sys/fs/cgroup/nestbox/pids.current"}, "timeout_sec": 60}, 200)
+	n, err := strconv.Atoi(strings.TrimSpace(count.Stdout))
+	require.NoError(t, err)
+	require.GreaterOrEqual(t, n, limit)
+	require.LessOrEqual(t, n, limit+1, "the bombs and cat")
+	status, body := s.do(t.Context(), http.MethodPost, "/v1/capsules/"+id+"/exec", none{"cmd": "true", "user": "nobody"})
+	require.Equal(t, http.StatusTooManyRequests, status, "%s", body)
+	started := 0
+	for status = http.StatusAccepted; status == http.StatusAccepted; started++ {
+		status, body = s.do(t.Context(), http.MethodPost, "/v1/capsules/"+id+"/exec", none{"cmd": "sleep", "args": []string{"1000"}, "background": true})
+	}
+	require.Equal(t, http.StatusTooManyRequests, status, "%s", body)
+	require.Equal(t, reserve, started-1)
+
+	for _, user := range users {
+		call[none](s, http.MethodDelete, path(id, user), nil, 204)
+	}
 	require.Equal(t, "well\n", s.sh(id, "echo well").Stdout)
+	require.Equal(t, strconv.Itoa(reserve+2)+"\n", s.sh(id, "cat /sys/fs/cgroup/nestbox/pids.current").Stdout)
 }
 
 // TestFullDisk fills a capsule's disk: its limit holds, what runs goes on.

@@ -1,15 +1,12 @@
 package envd
 
 import (
-	"bytes"
 	"context"
 	"maps"
 	"os"
-	"path"
 	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -111,24 +108,14 @@ func (t *table) weigh(used int64) ([]*heavyTree, error) {
 // group, where trees have some, because that cannot be left by accident.
 func (t *table) markIn(pid int) string {
 	if t.groups.root != "" {
-		var buf [256]byte
-		text, err := readProc("/proc/"+strconv.Itoa(pid)+"/cgroup", buf[:])
-		if name := path.Base(string(bytes.TrimSpace(text))); err == nil && t.isMark(name) {
-			return name
+		if mark := t.markByGroup(pid); mark != "" {
+			return mark
 		}
 	}
 	if mark := markOf(pid); t.isMark(mark) {
 		return mark
 	}
 	return ""
-}
-
-// isMark reports whether a string is a mark of this table, so that it can be
-// used as the name of a file.
-func (t *table) isMark(s string) bool {
-	number, ok := strings.CutPrefix(s, t.marks+"-")
-	_, err := strconv.ParseUint(number, 10, 64)
-	return ok && err == nil
 }
 
 // weighFiles adds what trees hold in open files: files in memory, each counted

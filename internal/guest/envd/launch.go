@@ -159,17 +159,16 @@ func executable(path string) error {
 
 // start starts a process of spec in a session of its own, and in group if
 // there is one. It corrects l where the machine is not as it was assumed.
-func (l *launch) start(spec nestbox.ProcessSpec, stdio []uintptr, group *treeGroup) (int, error) {
+func (l *launch) start(spec nestbox.ProcessSpec, stdio []uintptr, groups *treeGroups, group *treeGroup) (int, error) {
 	sys := &syscall.SysProcAttr{Setsid: true, Credential: l.user.credential()}
 	if sys.Credential != nil && os.Geteuid() != 0 {
 		return 0, nestbox.Errorf(nestbox.CodeDenied, "the capsule's daemon does not run as root and cannot start processes of user %s", l.user.name)
 	}
-	if fd, ok := group.open(); ok {
-		defer func() { _ = unix.Close(fd) }()
-		sys.UseCgroupFD, sys.CgroupFD = true, fd
-	}
 	for {
-		pid, err := syscall.ForkExec(l.path, l.argv, &syscall.ProcAttr{Dir: l.cwd, Env: l.env, Files: stdio, Sys: sys})
+		pid, err := groups.start(group, sys.Credential == nil, func(fd int) (int, error) {
+			sys.UseCgroupFD, sys.CgroupFD = fd >= 0, fd
+			return syscall.ForkExec(l.path, l.argv, &syscall.ProcAttr{Dir: l.cwd, Env: l.env, Files: stdio, Sys: sys})
+		})
 		if err == nil {
 			return pid, nil
 		}

@@ -1,15 +1,21 @@
 package envd
 
 import (
+	"bytes"
 	"os"
+	"path"
+	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 )
 
-// look is one reading of /proc: what the processes were then.
+// look is one reading of /proc: what the processes were then, but for us, the
+// living leaders of trees, and those that are in the control group of a tree.
+// The latter are many, and each tree asks its own group.
 type look struct {
-	stats    []procStat // the newest first; without us and the living leaders of trees
+	stats    []procStat // the newest first
 	vanished []int      // PIDs that were listed, and gone when they were to be read
 	err      error
 
@@ -24,15 +30,16 @@ type processMark struct {
 	unknown bool
 }
 
-// look reads /proc. Leaders are left out because the table knows them, and
-// there may be many.
+// look reads /proc.
 func (t *table) look() *look {
 	l := &look{marks: map[int]processMark{}}
 	var pids []int
 	pids, l.err = listPIDs()
 	self := os.Getpid()
+	pids = slices.DeleteFunc(pids, func(pid int) bool { return pid == self || t.leads(pid, nil) })
+	grouped := t.groupedOf(pids)
 	for _, pid := range slices.Backward(pids) {
-		if pid == self || t.leads(pid, nil) {
+		if grouped[pid] {
 			continue
 		}
 		s, err := readStat(pid)
@@ -43,6 +50,47 @@ func (t *table) look() *look {
 		l.stats = append(l.stats, s)
 	}
 	return l
+}
+
+// groupedOf returns which processes are in control groups of trees. It asks the
+// groups or the processes, whichever are fewer.
+func (t *table) groupedOf(pids []int) map[int]bool {
+	grouped := map[int]bool{}
+	if t.groups.root == "" || len(pids) == 0 {
+		return grouped
+	}
+	marks := slices.DeleteFunc(readNames(t.groups.root), func(name string) bool { return !t.isMark(name) })
+	if len(pids) <= len(marks) {
+		for _, pid := range pids {
+			grouped[pid] = t.markByGroup(pid) != ""
+		}
+		return grouped
+	}
+	for _, mark := range marks {
+		for pid := range (&treeGroup{dir: filepath.Join(t.groups.root, mark)}).pids() {
+			grouped[pid] = true
+		}
+	}
+	return grouped
+}
+
+// markByGroup returns the mark of the tree whose control group a process is in,
+// "" = of none.
+func (t *table) markByGroup(pid int) string {
+	var buf [256]byte
+	text, err := readProc("/proc/"+strconv.Itoa(pid)+"/cgroup", buf[:])
+	if name := path.Base(string(bytes.TrimSpace(text))); err == nil && t.isMark(name) {
+		return name
+	}
+	return ""
+}
+
+// isMark reports whether a string is a mark of this table, so that it can be
+// used as the name of a file.
+func (t *table) isMark(s string) bool {
+	number, ok := strings.CutPrefix(s, t.marks+"-")
+	_, err := strconv.ParseUint(number, 10, 64)
+	return ok && err == nil
 }
 
 // mark returns the mark of a process of the look. It is read when it is first

@@ -57,6 +57,11 @@ func newTable(limits Limits, cgroups string, log *slog.Logger) (*table, error) {
 	if err != nil {
 		return nil, os.NewSyscallError("open /dev/null", err)
 	}
+	groups, err := newTreeGroups(cgroups, limits.Pids)
+	if err != nil {
+		_ = unix.Close(devNull)
+		return nil, err
+	}
 	reaper, err := acquireReaper()
 	if err != nil {
 		_ = unix.Close(devNull)
@@ -67,7 +72,7 @@ func newTable(limits Limits, cgroups string, log *slog.Logger) (*table, error) {
 		slog:     log,
 		accounts: newAccounts("/etc"),
 		reaper:   reaper,
-		groups:   newTreeGroups(cgroups),
+		groups:   groups,
 		devNull:  devNull,
 		marks:    nestbox.RandomHex(8),
 		live:     map[nestbox.ProcessID]*process{},
@@ -151,7 +156,7 @@ func (t *table) exec(p *process, spec nestbox.ProcessSpec) error {
 	p.group = t.groups.create(p.mark)
 	p.startedAt = time.Now()
 	p.child, err = t.reaper.start(
-		func() (int, error) { return plan.start(spec, streams.files, p.group) },
+		func() (int, error) { return plan.start(spec, streams.files, t.groups, p.group) },
 		func(status unix.WaitStatus) {
 			at := time.Now()
 			t.group.run(func() { t.finish(p, status, at) })

@@ -2,7 +2,9 @@ package envd
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -19,22 +21,71 @@ import (
 // session, its parents and its environment, so that it is found and killed
 // whole. Where there is no cgroup v2 that we may write to, trees are found by
 // those three alone.
+//
+// All trees together may be limited in their number of processes and threads.
+// What root starts through us may go beyond that, so that an exhausted capsule can
+// be looked into: it is forked in a group aside, and moved to where it belongs,
+// where it cannot fork.
 type treeGroups struct {
-	root string // "" = there are none
+	root    string // "" = there are none
+	maxPids int    // 0 = no limit
+	beyond  string // the group aside; "" = none
 
 	mu       sync.Mutex
 	occupied []*treeGroup // of ended trees of which somebody was left
 }
 
+// reservedPids is how many processes and threads there may be beyond the limit.
+const reservedPids = 16
+
 // newTreeGroups uses the hierarchy that is mounted at dir, if it is one and is
-// ours to use.
-func newTreeGroups(dir string) *treeGroups {
+// ours to use. With a limit it has to be.
+func newTreeGroups(dir string, maxPids int) (*treeGroups, error) {
+	g := findTreeGroups(dir)
+	if maxPids == 0 {
+		return g, nil
+	}
+	if g.root == "" {
+		return nil, fmt.Errorf("%s is no cgroup v2, which limiting the number of processes needs", dir)
+	}
+	g.maxPids, g.beyond = maxPids, filepath.Join(dir, "beyond")
+	own := filepath.Join(dir, "envd")
+	// A group that hands controllers down can have no processes itself.
+	for _, step := range []func() error{
+		func() error { return makeGroup(own) },
+		func() error { return setGroup(own, "cgroup.procs", os.Getpid()) },
+		func() error {
+			return os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+pids"), 0)
+		},
+		func() error { return setGroup(g.root, "pids.max", maxPids) },
+		func() error { return makeGroup(g.beyond) },
+		func() error { return setGroup(g.beyond, "pids.max", reservedPids) },
+	} {
+		if err := step(); err != nil {
+			return nil, fmt.Errorf("limit the number of processes: %w", err)
+		}
+	}
+	return g, nil
+}
+
+func makeGroup(dir string) error {
+	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return nil
+}
+
+func setGroup(dir, name string, value int) error {
+	return os.WriteFile(filepath.Join(dir, name), []byte(strconv.Itoa(value)), 0)
+}
+
+func findTreeGroups(dir string) *treeGroups {
 	var mounted unix.Statfs_t
 	if dir == "" || unix.Statfs(dir, &mounted) != nil || mounted.Type != unix.CGROUP2_SUPER_MAGIC {
 		return &treeGroups{}
 	}
 	root := filepath.Join(dir, "nestbox")
-	if err := os.Mkdir(root, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+	if makeGroup(root) != nil {
 		return &treeGroups{}
 	}
 	if _, err := os.Stat(filepath.Join(root, "cgroup.kill")); err != nil {
@@ -54,6 +105,53 @@ func (g *treeGroups) create(mark string) *treeGroup {
 		return nil
 	}
 	return &treeGroup{dir: dir}
+}
+
+// start forks a process of a tree in its group, if it has one: fork is given a
+// descriptor of the group that it has to fork in, or -1. With reserve it may go
+// beyond the limit.
+func (g *treeGroups) start(group *treeGroup, reserve bool, fork func(fd int) (int, error)) (pid int, err error) {
+	fd, ok := group.open()
+	if !ok {
+		return fork(-1)
+	}
+	pid, err = fork(fd)
+	_ = unix.Close(fd)
+	if !errors.Is(err, unix.EAGAIN) || !reserve || g.beyond == "" || g.pids() >= g.maxPids+reservedPids {
+		return pid, err
+	}
+	aside := &treeGroup{dir: filepath.Join(g.beyond, filepath.Base(group.dir))}
+	if makeGroup(aside.dir) != nil {
+		return 0, err
+	}
+	defer aside.remove()
+	if fd, ok = aside.open(); !ok {
+		return 0, err
+	}
+	defer func() { _ = unix.Close(fd) }()
+	if pid, err = fork(fd); err == nil {
+		group.takeFrom(aside)
+	}
+	return pid, err
+}
+
+// pids returns how many processes and threads all trees have.
+func (g *treeGroups) pids() int {
+	text, err := os.ReadFile(filepath.Join(g.root, "pids.current"))
+	n, parseErr := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil || parseErr != nil {
+		return math.MaxInt
+	}
+	return n
+}
+
+// takeFrom moves all processes of another group here: those that it has by now.
+func (g *treeGroup) takeFrom(other *treeGroup) {
+	for pids := other.pids(); len(pids) > 0; pids = other.pids() {
+		for pid := range pids {
+			_ = setGroup(g.dir, "cgroup.procs", pid) // fails if it has ended
+		}
+	}
 }
 
 // maxRemovals bounds how many groups one discard tries to remove.

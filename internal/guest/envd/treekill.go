@@ -290,6 +290,9 @@ func (k *treeKill) candidates(seen *look) (stats []procStat, churn bool) {
 	}
 	missing := map[int]struct{}{}
 	maps.Copy(missing, k.grouped)
+	for pid := range k.seen { // who has gone to another group since
+		missing[pid] = struct{}{}
+	}
 	for _, s := range seen.stats {
 		_, stranger := k.strangers[s.pid]
 		_, grouped := k.grouped[s.pid]
@@ -301,11 +304,13 @@ func (k *treeKill) candidates(seen *look) (stats []procStat, churn bool) {
 	for _, pid := range seen.vanished {
 		_, stranger := k.strangers[pid]
 		_, grouped := k.grouped[pid]
-		churn = churn || grouped || !stranger
+		// Who hides from one look after the other cannot have left our control
+		// group too, if we have one.
+		churn = churn || grouped || !stranger && k.tree.group == nil
 		delete(missing, pid)
 	}
-	// The look leaves out leaders. Only ours, and who is in our control group,
-	// are of interest.
+	// The look leaves out leaders, and who is in the control group of a tree. Only
+	// ours are of interest.
 	if k.table.reaper.alive(k.tree.child) {
 		missing[k.tree.pid] = struct{}{}
 	}

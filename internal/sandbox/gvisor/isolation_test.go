@@ -202,7 +202,7 @@ func TestSizeInside(t *testing.T) {
 	c := oneCapsule(t)
 	require.Equal(t, "1", c.sh(t, "nproc"))
 	require.Equal(t, fmt.Sprint(small.MemoryMB*1024), c.sh(t, "awk '/^MemTotal/ { print $2 }' /proc/meminfo"))
-	require.Equal(t, fmt.Sprint(small.PidsMax), c.sh(t, "ulimit -u"))
+	require.Equal(t, fmt.Sprint(small.PidsMax), c.sh(t, "cat /sys/fs/cgroup/nestbox/pids.max"))
 	require.Equal(t, fmt.Sprint(small.DiskMB), c.sh(t, "df -m --output=size / | tail -1 | tr -d ' '"))
 }
 

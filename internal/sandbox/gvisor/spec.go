@@ -26,15 +26,20 @@ const (
 	mib = 1 << 20
 	// overhead is what gVisor itself needs of the memory of a sandbox's group.
 	overhead = 32 * mib
-	// Each process or thread inside needs about two of the host, and gVisor some.
-	hostPidsEach = 2
-	hostPidsMore = 256
+	// The host's own limit must never be met before those inside: gVisor does not
+	// survive that it cannot have a thread. Each process or thread inside may need
+	// a thread that runs it on each of its CPUs, a process for those, and a thread
+	// in gVisor's kernel.
+	hostPidsEach = 4
+	hostPidsMore = 512
+	// envdPids is what envd needs.
+	envdPids = 64
 )
 
 func limits(r nestbox.Resources) cgroup.Limits {
 	return cgroup.Limits{
 		MemoryBytes: memoryLimit(r.MemoryMB),
-		Pids:        r.PidsMax*hostPidsEach + hostPidsMore,
+		Pids:        (r.PidsMax+envdPids)*(r.VCPUs+hostPidsEach) + hostPidsMore,
 	}
 }
 
@@ -105,7 +110,7 @@ func (d *Driver) ociSpec(spec sandbox.Spec, firstUID uint32) *specs.Spec {
 		Hostname: spec.ID,
 		Root:     &specs.Root{Path: d.rootfs()},
 		Process: &specs.Process{
-			Args: []string{image.EnvdPath},
+			Args: []string{image.EnvdPath, "--max-pids=" + strconv.Itoa(r.PidsMax)},
 			Cwd:  "/",
 			Env:  environ(spec.Env),
 			Capabilities: &specs.LinuxCapabilities{
@@ -115,7 +120,9 @@ func (d *Driver) ociSpec(spec sandbox.Spec, firstUID uint32) *specs.Spec {
 				Inheritable: []string{ofEnvd},
 			},
 			Rlimits: []specs.POSIXRlimit{
-				{Type: "RLIMIT_NPROC", Soft: uint64(r.PidsMax), Hard: uint64(r.PidsMax)},
+				// Of each user, in case one gets around envd's limit of them all, and with
+				// room for envd's own threads.
+				{Type: "RLIMIT_NPROC", Soft: uint64(r.PidsMax) + envdPids, Hard: uint64(r.PidsMax) + envdPids},
 				{Type: "RLIMIT_NOFILE", Soft: 1 << 20, Hard: 1 << 20},
 			},
 		},

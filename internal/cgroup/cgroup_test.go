@@ -4,10 +4,7 @@ import (
 	"context"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
-	"strconv"
-	"strings"
 	"testing"
 	"time"
 
@@ -181,26 +178,4 @@ func TestHostRunsOut(t *testing.T) {
 	ran, err := g.OutOfMemory()
 	require.NoError(t, err)
 	require.Equal(t, cgroup.HostRanOut, ran)
-}
-
-// TestOneCPU pins a group and lets it go again.
-func TestOneCPU(t *testing.T) {
-	t.Parallel()
-	m, path := parent(t)
-	g := m.Group(path + "/pinned")
-	require.NoError(t, g.Create(cgroup.Limits{MemoryBytes: 64 * mib, Pids: 50}))
-	cpus := func() int {
-		out := filepath.Join(t.TempDir(), "cpus")
-		require.NoError(t, start(t, g, "nproc >"+out).Wait())
-		text, err := os.ReadFile(out)
-		require.NoError(t, err)
-		n, err := strconv.Atoi(strings.TrimSpace(string(text)))
-		require.NoError(t, err)
-		return n
-	}
-	all := cpus()
-	require.NoError(t, g.OneCPU(true))
-	require.Equal(t, 1, cpus())
-	require.NoError(t, g.OneCPU(false))
-	require.Equal(t, all, cpus())
 }

@@ -41,7 +41,6 @@ func (g *Group) createV2(l Limits) error {
 func (g *Group) enableControllers() error {
 	dir := g.m.dirs[""]
 	for part := range strings.SplitSeq(g.path, "/") {
-		_ = write(filepath.Join(dir, "cgroup.subtree_control"), "+cpuset") // see OneCPU
 		if err := write(filepath.Join(dir, "cgroup.subtree_control"), "+"+strings.Join(required, " +")); err != nil {
 			return fmt.Errorf("enable the controllers %v below %s: %w", required, dir, err)
 		}

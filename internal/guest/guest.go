@@ -100,15 +100,16 @@ type Processes interface {
 	// what is left of its tree; CodeNotFound if nothing is known by sel.
 	Kill(ctx context.Context, sel nestbox.Selector, how Kill) (nestbox.Process, error)
 
-	// KillBiggest ends the tree that holds the most memory, because the capsule
-	// has run out of it, and returns when none of that tree is left. The leader's
-	// end is ReasonOOM. The daemon is never chosen. used is how much memory the
-	// capsule uses, in bytes: what of it no process maps is looked for in open
-	// files. CodeNotFound: nothing is left to kill.
+	// KillBiggest kills the tree that holds the most memory, because the capsule
+	// has run out of it. It returns when that has begun, since the programs may be
+	// made to stand still as long as it runs. The leader's end is ReasonOOM. The
+	// daemon is never chosen. used is how much memory the capsule uses, in bytes:
+	// what of it no process maps is looked for in open files. CodeNotFound: nothing
+	// is left to kill.
 	KillBiggest(ctx context.Context, used int64) (Victim, error)
 }
 
-// Victim is a tree that KillBiggest ended.
+// Victim is a tree that KillBiggest kills.
 type Victim struct {
 	Process nestbox.Process // its leader; zero if it is none that is remembered
 	Memory  int64           // what the tree held, in bytes, roughly

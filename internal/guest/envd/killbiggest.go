@@ -2,7 +2,6 @@ package envd
 
 import (
 	"context"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -16,9 +15,15 @@ import (
 )
 
 const (
-	// perThread is what a thread costs that no process maps: stacks and page
-	// tables in the kernel below.
-	perThread = 256 << 10
+	// perProcess and perThread are what they cost that no process maps, in the
+	// kernels below.
+	perProcess = 512 << 10
+	perThread  = 128 << 10
+
+	// weighTime is how long weighing may take, but for a first look at each tree,
+	// and maxWeighed how many of one tree are looked at.
+	weighTime  = 300 * time.Millisecond
+	maxWeighed = 64
 
 	// maxFilesSeen bounds how many open files one search for hidden memory looks
 	// at, of all processes together.
@@ -42,80 +47,100 @@ func (t *table) KillBiggest(_ context.Context, used int64) (guest.Victim, error)
 	}
 	biggest := slices.MaxFunc(trees, func(a, b *heavyTree) int { return int(a.memory - b.memory) })
 	victim := guest.Victim{Memory: biggest.memory}
+	kill := func() error { return t.killUnknown(t.ctx, biggest) }
 	if p := t.byMark(biggest.mark); p != nil {
 		if !p.ended() {
 			p.intend(nestbox.ReasonOOM)
 		}
-		err = t.killTree(t.ctx, p, guest.Kill{Signal: unix.SIGKILL})
+		p.group.kill() // at once; the rest goes on without the caller
+		kill = func() error { return t.killTree(t.ctx, p, guest.Kill{Signal: unix.SIGKILL}) }
 		victim.Process = p.record()
-	} else {
-		err = t.killUnknown(t.ctx, biggest)
 	}
-	t.slog.Warn("killed a process tree because the capsule is out of memory", "pid", victim.Process.PID, "tag", victim.Process.Tag, "bytes", victim.Memory, "error", err)
-	return victim, err
+	t.group.run(func() {
+		err := kill()
+		t.slog.Warn("killed a process tree because the capsule is out of memory", "pid", victim.Process.PID, "tag", victim.Process.Tag, "bytes", victim.Memory, "error", err)
+	})
+	return victim, nil
 }
 
 // heavyTree is the memory of one tree, or of a process that is of no tree.
 type heavyTree struct {
-	mark    string // "" = of no tree
-	members []procStat
-	memory  int64
+	mark   string // "" = of no tree
+	pids   []int
+	memory int64 // bytes, roughly
 }
 
-// weigh returns what each tree holds. What is used, and mapped by no process, is
-// looked for in open files, if it is much.
+// weigh returns what each tree holds. It may be asked for in a capsule that is so
+// busy that each system call takes a tenth of a second, so it takes few members
+// of a large tree for all of them, and as long as there is time. What is used,
+// and mapped by no process, is looked for in open files, if it is much.
 func (t *table) weigh(used int64) ([]*heavyTree, error) {
+	trees, err := t.heavyTrees()
+	if err != nil {
+		return nil, err
+	}
+	slices.SortFunc(trees, func(a, b *heavyTree) int { return len(b.pids) - len(a.pids) })
+	var mapped, most int64
+	deadline := time.Now().Add(weighTime)
+	for _, tree := range trees {
+		var memory int64
+		seen := 0
+		for _, pid := range tree.pids {
+			if seen == maxWeighed || seen > 0 && time.Now().After(deadline) {
+				break
+			}
+			if s, err := readStat(pid); err == nil && !s.dead() {
+				memory += s.memory + perProcess + int64(s.threads)*perThread
+				seen++
+			}
+		}
+		if seen > 0 {
+			tree.memory = memory / int64(seen) * int64(len(tree.pids))
+		}
+		mapped += tree.memory
+		most = max(most, tree.memory)
+	}
+	if hidden := used - mapped; hidden > most && time.Now().Before(deadline) {
+		weighFiles(trees, hidden)
+	}
+	return trees, nil
+}
+
+// heavyTrees returns the trees that there are, and who is in none. It leaves out
+// this process.
+func (t *table) heavyTrees() ([]*heavyTree, error) {
 	pids, err := listPIDs()
 	if err != nil {
 		return nil, nestbox.Errorf(nestbox.CodeGuest, "list processes: %w", err)
 	}
-	trees := map[string]*heavyTree{}
-	var mapped, most int64
+	var trees []*heavyTree
+	byMark := map[string]*heavyTree{}
+	grouped := map[int]bool{os.Getpid(): true}
+	for _, mark := range t.groupMarks() {
+		tree := &heavyTree{mark: mark}
+		for pid := range (&treeGroup{dir: filepath.Join(t.groups.root, mark)}).pids() {
+			grouped[pid] = true
+			tree.pids = append(tree.pids, pid)
+		}
+		byMark[mark] = tree
+		trees = append(trees, tree)
+	}
 	for _, pid := range pids {
-		s, err := readStat(pid)
-		if err != nil || s.dead() || s.session == 0 && s.memory == 0 { // threads of the kernel
+		if grouped[pid] {
 			continue
 		}
-		mapped += s.memory
-		if pid == os.Getpid() {
-			continue
-		}
-		mark := t.markIn(pid)
-		key := mark
-		if mark == "" {
-			if os.Getpid() != 1 {
-				continue // not a capsule: others live here too
-			}
-			key = strconv.Itoa(pid)
-		}
-		tree := trees[key]
-		if tree == nil {
-			tree = &heavyTree{mark: mark}
-			trees[key] = tree
-		}
-		tree.members = append(tree.members, s)
-		tree.memory += s.memory + int64(s.threads)*perThread
-		most = max(most, tree.memory)
-	}
-	all := slices.Collect(maps.Values(trees))
-	if hidden := used - mapped; hidden > most {
-		weighFiles(all, hidden)
-	}
-	return all, nil
-}
-
-// markIn returns the mark of the tree that a process is in: by its control
-// group, where trees have some, because that cannot be left by accident.
-func (t *table) markIn(pid int) string {
-	if t.groups.root != "" {
-		if mark := t.markByGroup(pid); mark != "" {
-			return mark
+		mark := markOf(pid)
+		switch {
+		case t.isMark(mark) && byMark[mark] == nil:
+			byMark[mark] = &heavyTree{mark: mark, pids: []int{pid}}
+			trees = append(trees, byMark[mark])
+		case t.isMark(mark):
+			byMark[mark].pids = append(byMark[mark].pids, pid)
+		case os.Getpid() == 1: // else this is no capsule, and others live here too
+			trees = append(trees, &heavyTree{pids: []int{pid}})
 		}
 	}
-	if mark := markOf(pid); t.isMark(mark) {
-		return mark
-	}
-	return ""
+	return slices.DeleteFunc(trees, func(tree *heavyTree) bool { return len(tree.pids) == 0 }), nil
 }
 
 // weighFiles adds what trees hold in open files: files in memory, each counted
@@ -127,8 +152,8 @@ func weighFiles(trees []*heavyTree, hidden int64) {
 	files, looked := map[*heavyTree]int64{}, 0
 	var total int64
 	for _, tree := range trees {
-		for _, member := range tree.members {
-			dir := "/proc/" + strconv.Itoa(member.pid) + "/fd"
+		for _, pid := range tree.pids {
+			dir := "/proc/" + strconv.Itoa(pid) + "/fd"
 			names := readNames(dir)
 			files[tree] += int64(len(names))
 			total += int64(len(names))
@@ -192,10 +217,14 @@ func (t *table) killUnknown(ctx context.Context, tree *heavyTree) error {
 	if tree.mark != "" && t.groups.root != "" {
 		(&treeGroup{dir: filepath.Join(t.groups.root, tree.mark)}).kill()
 	}
-	for _, member := range tree.members {
-		t.reaper.signalSeen(member, unix.SIGKILL)
+	var members []procStat
+	for _, pid := range tree.pids {
+		if s, err := readStat(pid); err == nil {
+			members = append(members, s)
+			t.reaper.signalSeen(s, unix.SIGKILL)
+		}
 	}
-	for slices.ContainsFunc(tree.members, func(member procStat) bool {
+	for slices.ContainsFunc(members, func(member procStat) bool {
 		now, err := readStat(member.pid)
 		return err == nil && now.start == member.start && !now.dead()
 	}) {

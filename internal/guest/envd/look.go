@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 )
 
 // look is one reading of /proc: what the processes were then, but for us, the
@@ -59,7 +60,7 @@ func (t *table) groupedOf(pids []int) map[int]bool {
 	if t.groups.root == "" || len(pids) == 0 {
 		return grouped
 	}
-	marks := slices.DeleteFunc(readNames(t.groups.root), func(name string) bool { return !t.isMark(name) })
+	marks := t.groupMarks()
 	if len(pids) <= len(marks) {
 		for _, pid := range pids {
 			grouped[pid] = t.markByGroup(pid) != ""
@@ -72,6 +73,14 @@ func (t *table) groupedOf(pids []int) map[int]bool {
 		}
 	}
 	return grouped
+}
+
+// groupMarks returns the marks of the trees that have control groups.
+func (t *table) groupMarks() []string {
+	if t.groups.root == "" {
+		return nil
+	}
+	return slices.DeleteFunc(readNames(t.groups.root), func(name string) bool { return !t.isMark(name) })
 }
 
 // markByGroup returns the mark of the tree whose control group a process is in,
@@ -121,6 +130,41 @@ func readMark(pid int) processMark {
 		}
 	}
 	return processMark{}
+}
+
+// opaque are processes that never show a command line or an environment, such as
+// those in which gVisor runs programs. Each is taken to be in the middle of an
+// exec for a while, once. The zero value is ready.
+type opaque struct {
+	mu    sync.Mutex
+	since map[procID]time.Time
+}
+
+// procID names a process for good.
+type procID struct {
+	pid   int
+	start uint64
+}
+
+const (
+	longestExec = 250 * time.Millisecond
+	maxOpaque   = 1 << 12
+)
+
+// mayExec reports whether a process that shows nothing may be in the middle of an
+// exec.
+func (o *opaque) mayExec(s procStat) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if len(o.since) > maxOpaque || o.since == nil {
+		o.since = map[procID]time.Time{}
+	}
+	first, ok := o.since[procID{s.pid, s.start}]
+	if !ok {
+		o.since[procID{s.pid, s.start}] = time.Now()
+		return true
+	}
+	return time.Since(first) < longestExec
 }
 
 func noCommandLine(pid int) bool {

@@ -2,7 +2,6 @@ package envd
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -58,29 +57,16 @@ func readStat(pid int) (procStat, error) {
 	}, nil
 }
 
-// readProc reads at most len(buf) bytes of a file of /proc with as few system
-// calls as there can be.
+// readProc reads what one read gives of a file of /proc, at most len(buf) bytes:
+// all of a file of one line. System calls are dear here.
 func readProc(path string, buf []byte) ([]byte, error) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = unix.Close(fd) }()
-	n := 0
-	for n < len(buf) {
-		m, err := unix.Read(fd, buf[n:])
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		n += m
-		if m == 0 {
-			break
-		}
-	}
-	return buf[:n], nil
+	n, err := readNow(fd, buf)
+	return buf[:max(n, 0)], err
 }
 
 // markOf returns the value of markVariable in the environment that a process

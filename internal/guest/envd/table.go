@@ -31,6 +31,7 @@ type table struct {
 	reaper      *reaper
 	groups      *treeGroups
 	looks       looks
+	opaque      opaque
 	devNull     int    // a descriptor of /dev/null
 	marks       string // what all marks begin with
 	group       group

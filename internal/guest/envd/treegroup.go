@@ -1,6 +1,7 @@
 package envd
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -197,12 +198,18 @@ func (g *treeGroup) pids() map[int]struct{} {
 	if g == nil || g.removed.Load() {
 		return nil
 	}
-	data, err := os.ReadFile(filepath.Join(g.dir, "cgroup.procs"))
+	file, err := os.Open(filepath.Join(g.dir, "cgroup.procs"))
 	if err != nil {
 		return nil
 	}
+	defer file.Close()
+	var data bytes.Buffer
+	data.Grow(4096) // of most groups all is read at once
+	if _, err := data.ReadFrom(file); err != nil {
+		return nil
+	}
 	pids := map[int]struct{}{}
-	for field := range strings.FieldsSeq(string(data)) {
+	for field := range strings.FieldsSeq(data.String()) {
 		if pid, err := strconv.Atoi(field); err == nil && pid > 0 {
 			pids[pid] = struct{}{}
 		}

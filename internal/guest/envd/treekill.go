@@ -364,7 +364,7 @@ func (k *treeKill) marked(seen *look, s procStat) (yes, unknown bool) {
 	case s.session > 0 && k.table.leads(s.session, k.tree):
 		return false, false // a session cannot be joined: this is of another tree
 	case m.unknown:
-		return false, true
+		return false, k.table.opaque.mayExec(s)
 	case m.mark == "":
 		return !leaderAlive && s.session == k.tree.pid && !k.table.numberReused(k.tree), false
 	}

@@ -167,13 +167,13 @@ func (p processes) KillBiggest(ctx context.Context, used int64) (guest.Victim, e
 	if err := p.client.need(ctx, guest.FeatureKillBiggest); err != nil {
 		return guest.Victim{}, err
 	}
-	res, err := call(ctx, p.client, killIn, p.client.rpc.KillBiggest, &guestv1.KillBiggestRequest{Used: used})
+	res, err := call(ctx, p.client, callIn, p.client.rpc.KillBiggest, &guestv1.KillBiggestRequest{Used: used})
 	if err != nil {
 		return guest.Victim{}, err
 	}
 	v := guest.Victim{Memory: max(res.GetMemory(), 0)}
 	if res.GetProcess() != nil {
-		v.Process, err = answered(res.GetProcess(), nestbox.Selector{}, true)
+		v.Process, err = answered(res.GetProcess(), nestbox.Selector{}, false)
 	}
 	return v, err
 }

@@ -375,7 +375,7 @@ func testTimeoutNotUsed(t *testing.T, g guest.Processes) {
 	require.Equal(t, nestbox.ReasonExited, tr.exit.Reason)
 }
 
-// testKillBiggest ends the tree that holds the most, here in a child of its
+// testKillBiggest kills the tree that holds the most, here in a child of its
 // leader, and no other.
 func testKillBiggest(t *testing.T, g guest.Processes) {
 	hold := func(mb string) string {
@@ -390,8 +390,10 @@ func testKillBiggest(t *testing.T, g guest.Processes) {
 	require.NoError(t, err)
 	require.Equal(t, big.ID, victim.Process.ID)
 	require.GreaterOrEqual(t, victim.Memory, int64(150<<20))
-	require.Equal(t, nestbox.ReasonOOM, victim.Process.Exit.Reason)
-	require.Equal(t, "SIGKILL", victim.Process.Exit.Signal)
+	ended, err := g.Wait(waiting(t), exact(big))
+	require.NoError(t, err)
+	require.Equal(t, nestbox.ReasonOOM, ended.Exit.Reason)
+	require.Equal(t, "SIGKILL", ended.Exit.Signal)
 	left, err := g.Get(waiting(t), exact(small))
 	require.NoError(t, err)
 	require.True(t, left.Running())

@@ -2,6 +2,7 @@ package gvisor
 
 import (
 	"context"
+	"math"
 	"time"
 
 	"github.com/nestbox/nestbox/internal/cgroup"
@@ -26,15 +27,20 @@ const (
 	// before another one is chosen.
 	settleTime = 500 * time.Millisecond
 
+	// The programs stand still while something is being freed, but not for longer
+	// than holdTime. New ones are looked for every stopEvery.
+	holdTime  = 20 * time.Second
+	stopEvery = 100 * time.Millisecond
+
 	// guardPatience is how long nothing may help before the kernel may kill the
 	// sandbox.
-	guardPatience = 15 * time.Second
+	guardPatience = 40 * time.Second
 	freePause     = 200 * time.Millisecond // after a free that failed
 )
 
 // GuardMemory implements sandbox.Sandbox.
 func (b *running) GuardMemory(ctx context.Context, free func(ctx context.Context, used int64) error) {
-	g := &memoryGuard{group: b.d.cgroup(b.id), limit: memoryLimit(b.rec.MemoryMB), free: free}
+	g := &memoryGuard{group: b.d.cgroup(b.id), limit: memoryLimit(b.rec.MemoryMB), free: free, programs: programs{group: b.d.cgroup(b.id), kernel: b.rec.Sentry.PID}}
 	watch, err := g.group.WatchMemory(g.limit)
 	if err == nil {
 		// From here on it is ours to see to it. A sandbox without a guard lets its
@@ -48,7 +54,7 @@ func (b *running) GuardMemory(ctx context.Context, free func(ctx context.Context
 		b.d.cfg.Log.Error("the memory of a capsule is not guarded: it dies when that runs out", "capsule", b.id, "error", err)
 		return
 	}
-	_ = g.group.OneCPU(false) // as that guard may have left it
+	g.programs.goOn() // that guard may have stopped them
 	stop := context.AfterFunc(ctx, func() { _ = watch.Close() })
 	defer func() {
 		if stop() {
@@ -79,64 +85,99 @@ func (b *running) GuardMemory(ctx context.Context, free func(ctx context.Context
 
 // memoryGuard guards the memory of one sandbox.
 type memoryGuard struct {
-	group *cgroup.Group
-	limit int64
-	room  int64 // beyond limit and margin
-	free  func(ctx context.Context, used int64) error
+	group    *cgroup.Group
+	limit    int64
+	room     int64     // beyond limit and margin
+	lastRoom time.Time // when it was given
+	programs programs
+	free     func(ctx context.Context, used int64) error
 }
 
 // relieve has memory freed until the sandbox holds no more than it may, or
-// has ended.
+// has ended. The programs stand still while the daemon chooses one: it would
+// otherwise wait for them, and they would go on taking memory.
 func (g *memoryGuard) relieve(ctx context.Context) {
-	began, lastRoom := time.Now(), time.Now()
-	freed := make(chan error, 1)
-	freeing := false
-	var lowest int64 // that was held since the last free
-	var nextFree time.Time
-	// The daemon goes before the programs (prioritize), but they would go on
-	// beside it on other CPUs.
-	_ = g.group.OneCPU(true)
-	ticker := time.NewTicker(minLook)
-	defer ticker.Stop()
+	began := time.Now()
 	for ctx.Err() == nil {
 		use, err := g.group.MemoryUse()
 		if err != nil || use.Held <= g.limit {
 			break
 		}
-		now := time.Now()
-		if use.Held < lowest-(1<<20) {
-			lowest, nextFree = use.Held, now.Add(settleTime)
-		}
-		if !freeing && now.After(nextFree) {
-			freeing = true
-			go func() { freed <- g.free(ctx, use.Held) }()
-		}
-		if now.Sub(lastRoom) >= roomEvery && use.Held > g.limit+g.room+roomStep && g.room < maxRoom {
-			lastRoom = now
-			_ = g.give(g.room + roomStep)
-		}
-		if now.Sub(began) > guardPatience {
+		if time.Since(began) > guardPatience {
 			_ = g.group.LetKernelKill(true)
 		}
-		select {
-		case err := <-freed:
-			freeing = false
-			lowest, nextFree = use.Held, time.Now().Add(settleTime)
-			if err != nil {
-				nextFree = time.Now().Add(freePause)
-			}
-		case <-ticker.C:
-		case <-ctx.Done():
+		freed := make(chan error, 1)
+		go func() { freed <- g.free(ctx, use.Held) }()
+		err = g.hold(ctx, freed)
+		g.programs.goOn()
+		if err != nil {
+			g.settle(ctx, freePause)
+		} else {
+			g.settle(ctx, settleTime)
 		}
 	}
-	if freeing {
-		<-freed
-	}
-	_ = g.group.OneCPU(false)
-	if ctx.Err() == nil {
+	if use, err := g.group.MemoryUse(); ctx.Err() == nil && err == nil && use.Held <= g.limit {
 		_ = g.group.LetKernelKill(false)
 		_ = g.give(0) // if the kernel refuses, it is tried again when it is next looked at
 	}
+}
+
+// hold keeps the programs from going on until freed has an answer, but not for
+// long, and gives what the daemon needs.
+func (g *memoryGuard) hold(ctx context.Context, freed <-chan error) error {
+	began, lastStop := time.Now(), time.Time{}
+	ticker := time.NewTicker(minLook)
+	defer ticker.Stop()
+	for {
+		if time.Since(lastStop) > stopEvery && time.Since(began) < holdTime {
+			g.programs.stop()
+			lastStop = time.Now()
+		}
+		if time.Since(began) > holdTime {
+			g.programs.goOn()
+		}
+		g.makeRoom()
+		select {
+		case err := <-freed:
+			return err
+		case <-ticker.C:
+		case <-ctx.Done():
+			return <-freed
+		}
+	}
+}
+
+// settle waits until the sandbox holds no more than it may, or for what it
+// holds to have stopped falling for so long.
+func (g *memoryGuard) settle(ctx context.Context, most time.Duration) {
+	ticker := time.NewTicker(minLook)
+	defer ticker.Stop()
+	lowest, since := int64(math.MaxInt64), time.Now()
+	for time.Since(since) < most {
+		use, err := g.group.MemoryUse()
+		if err != nil || use.Held <= g.limit {
+			return
+		}
+		if use.Held < lowest-(1<<20) {
+			lowest, since = use.Held, time.Now()
+		}
+		g.makeRoom()
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// makeRoom lets the sandbox go a step further if it needs it.
+func (g *memoryGuard) makeRoom() {
+	use, err := g.group.MemoryUse()
+	if err != nil || use.Held <= g.limit+g.room+roomStep || g.room >= maxRoom || time.Since(g.lastRoom) < roomEvery {
+		return
+	}
+	g.lastRoom = time.Now()
+	_ = g.give(g.room + roomStep)
 }
 
 // give lets the sandbox go that far beyond its limit and the margin.

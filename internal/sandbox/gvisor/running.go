@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strconv"
 	"syscall"
 	"time"
 
@@ -90,42 +89,6 @@ func (b *running) Close() error {
 	<-b.ended
 	return errors.Join(err, b.gofer.Close(), b.ns.Close())
 }
-
-// prioritize has the sandbox's kernel and its daemon go before the programs
-// inside, however many of those want the sandbox's share of CPU time: nice(2)
-// counts among the processes of one control group. gVisor runs the programs in
-// processes that it forks from a first one, so that they get its priority; the
-// daemon's was forked before. If the host runs out of memory, sandboxes go
-// before anything else there, the one that holds the most first.
-func (b *running) prioritize() error {
-	pids, err := b.d.cgroup(b.id).Procs()
-	if err != nil {
-		return err
-	}
-	var first pidfd.Process
-	for _, pid := range pids {
-		path := filepath.Join("/proc", strconv.Itoa(pid), "oom_score_adj")
-		if err := os.WriteFile(path, []byte(firstToGo), 0); err != nil {
-			return err
-		}
-		if pid == b.rec.Sentry.PID || pid == b.rec.Gofer.PID {
-			continue
-		}
-		p, err := pidfd.Lookup(pid)
-		if err == nil && (first.PID == 0 || p.Start < first.Start || p.Start == first.Start && p.PID < first.PID) {
-			first = p
-		}
-	}
-	if first.PID == 0 {
-		return nil // a platform without such processes
-	}
-	return syscall.Setpriority(syscall.PRIO_PROCESS, first.PID, lowestPriority)
-}
-
-const (
-	lowestPriority = 19    // of nice(2)
-	firstToGo      = "900" // of 1000; proc_pid_oom_score_adj(5)
-)
 
 // goferTime is how long the gofer may outlive its sandbox. It ends by itself.
 const goferTime = 5 * time.Second

@@ -128,7 +128,7 @@ type Process struct {
 	Tag       string
 	Cmd       string
 	Args      []string
-	ArgsCut   bool // in a list: there are more, or longer, arguments than Args has
+	ArgsCut   bool // there are more, or longer, arguments than Args has: in a list, or because all processes' were too large to be kept
 	Cwd       string
 	User      string
 	Stdin     bool // standard input is open for WriteStdin

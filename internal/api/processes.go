@@ -27,7 +27,7 @@ type process struct {
 	Tag       string     `json:"tag"`
 	Cmd       string     `json:"cmd"`
 	Args      []string   `json:"args,omitempty"`
-	ArgsCut   bool       `json:"args_cut,omitempty" doc:"In a list: args has only the first 4 KiB of the arguments"`
+	ArgsCut   bool       `json:"args_cut,omitempty" doc:"args has only the first 4 KiB of the arguments: in a list, or because those of all processes were too large to be kept"`
 	Cwd       string     `json:"cwd"`
 	User      string     `json:"user"`
 	State     string     `json:"state" enum:"running,exited"`

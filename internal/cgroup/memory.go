@@ -19,7 +19,7 @@ import (
 
 // margin is how much more than it may a group can hold, in bytes, before its
 // processes must wait.
-const margin = 256 << 20
+const margin = 512 << 20
 
 // MemoryUse is what a group holds, in bytes.
 type MemoryUse struct {

@@ -3,7 +3,8 @@ package envd
 // This file keeps what the table remembers within its limits. What goes first:
 // memory is freed by spilling output to disk, that of ended processes before
 // that of live ones; disk by forgetting the output of the process that ended
-// first; and records when there are too many of them.
+// first; records when there are too many of them; and the rest of their arguments
+// when those are too large.
 
 // retire moves a process whose exit is recorded from the live to the ended
 // ones, and forgets the oldest of those if there are too many.
@@ -20,7 +21,9 @@ func (t *table) retire(p *process) {
 		gone = append(gone, t.exited[i])
 		t.exited = append(t.exited[:i], t.exited[i+1:]...)
 	}
+	t.argsCut = max(0, t.argsCut-len(gone))
 	for _, old := range gone {
+		t.argBytes -= old.argBytes()
 		delete(t.byID, old.id)
 		if t.byPID[old.pid] == old {
 			delete(t.byPID, old.pid)
@@ -32,6 +35,22 @@ func (t *table) retire(p *process) {
 	t.mu.Unlock()
 	for _, old := range gone {
 		old.log.Forget()
+	}
+}
+
+// maxArgBytes bounds the arguments of all processes that are remembered.
+const maxArgBytes = 16 << 20
+
+// keepArgs counts the arguments of a new process. If all are too many it cuts
+// those of processes that ended, the first first, and then those of this one.
+// Needs mu.
+func (t *table) keepArgs(p *process) {
+	t.argBytes += p.argBytes()
+	for ; t.argBytes > maxArgBytes && t.argsCut < len(t.exited); t.argsCut++ {
+		t.argBytes -= t.exited[t.argsCut].cutArgs()
+	}
+	if t.argBytes > maxArgBytes {
+		t.argBytes -= p.cutArgs()
 	}
 }
 

@@ -38,15 +38,20 @@ type process struct {
 
 	done chan struct{} // closed when the exit is recorded
 
-	mu     sync.Mutex
-	intent nestbox.ExitReason // why it is being killed, if it is
+	mu      sync.Mutex
+	args    []string
+	argsCut bool               // args are only the first of them
+	intent  nestbox.ExitReason // why it is being killed, if it is
 }
 
 // record returns what the API shows of the process.
 func (p *process) record() nestbox.Process {
 	output, exit := p.log.State()
+	p.mu.Lock()
+	args, cut := p.args, p.argsCut
+	p.mu.Unlock()
 	r := nestbox.Process{
-		ID: p.id, PID: p.pid, Tag: p.tag, Cmd: p.spec.Cmd, Args: p.spec.Args,
+		ID: p.id, PID: p.pid, Tag: p.tag, Cmd: p.spec.Cmd, Args: args, ArgsCut: cut,
 		Cwd: p.cwd, User: p.user, Stdin: p.stdin.isOpen(),
 		StartedAt: p.startedAt, Output: output,
 	}
@@ -55,6 +60,32 @@ func (p *process) record() nestbox.Process {
 		r.Exit = &e
 	}
 	return r
+}
+
+// cutArgs leaves the first arguments, and returns how many bytes that freed.
+func (p *process) cutArgs() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	before := argBytes(p.args)
+	var cut bool
+	p.args, cut = cutArgs(p.args, nestbox.MaxListedArgs)
+	p.argsCut = p.argsCut || cut
+	return before - argBytes(p.args)
+}
+
+// argBytes is what arguments take of memory.
+func (p *process) argBytes() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return argBytes(p.args)
+}
+
+func argBytes(args []string) int {
+	n := 0
+	for _, arg := range args {
+		n += len(arg) + 16 // its header
+	}
+	return n
 }
 
 // ended reports whether the exit is recorded.

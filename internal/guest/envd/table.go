@@ -49,6 +49,8 @@ type table struct {
 	byPID    map[int]*process               // the newest of each number
 	byTag    map[string]*process            // the newest of each name
 	starting map[string]struct{}            // names of starts that are going on
+	argBytes int                            // of arguments that are kept
+	argsCut  int                            // of exited, the first so many have theirs cut
 }
 
 var _ guest.Processes = (*table)(nil)
@@ -117,12 +119,12 @@ func (t *table) Start(ctx context.Context, spec nestbox.ProcessSpec, attach *gue
 	defer t.releaseTag(tag)
 
 	p := &process{
-		tag: tag, mark: t.newMark(), spec: spec,
+		tag: tag, mark: t.newMark(), spec: spec, args: spec.Args,
 		log:     outputlog.New(t.budget),
 		started: make(chan struct{}),
 		done:    make(chan struct{}),
 	}
-	p.spec.Env = nil // not needed again, and may hold secrets
+	p.spec.Env, p.spec.Args = nil, nil // not needed again, and may hold secrets; see keepArgs
 	var reader guest.OutputReader
 	if attach != nil {
 		r, err := p.log.Attach(*attach)
@@ -218,6 +220,7 @@ func (t *table) add(p *process) {
 	t.byID[p.id] = p
 	t.byPID[p.pid] = p
 	t.byTag[p.tag] = p
+	t.keepArgs(p)
 }
 
 // follow reads one stream to its end.
@@ -285,7 +288,9 @@ func (t *table) List(_ context.Context, all bool) ([]nestbox.Process, error) {
 	records := make([]nestbox.Process, 0, len(processes))
 	for _, p := range processes {
 		if r := p.record(); all || r.Running() {
-			r.Args, r.ArgsCut = cutArgs(r.Args, min(nestbox.MaxListedArgs, maxListedArgs/len(processes)))
+			var cut bool
+			r.Args, cut = cutArgs(r.Args, min(nestbox.MaxListedArgs, maxListedArgs/len(processes)))
+			r.ArgsCut = r.ArgsCut || cut
 			records = append(records, r)
 		}
 	}
@@ -301,7 +306,7 @@ func cutArgs(args []string, room int) (_ []string, cut bool) {
 		if room -= len(arg) + 1; room < 0 {
 			kept := slices.Clone(args[:i])
 			if left := room + len(arg); left > 0 {
-				kept = append(kept, strings.ToValidUTF8(arg[:left], ""))
+				kept = append(kept, strings.Clone(strings.ToValidUTF8(arg[:left], ""))) // not the rest of it
 			}
 			return kept, true
 		}

@@ -8,6 +8,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -292,4 +294,35 @@ func TestMarkInExec(t *testing.T) {
 	defer func() { _ = bare.Process.Kill(); _ = bare.Wait() }()
 	// Start returns when the exec has begun.
 	require.Eventually(t, func() bool { return readMark(bare.Process.Pid) == processMark{} }, time.Minute, time.Millisecond)
+}
+
+// TestArgsAreBounded: large arguments of many processes are not kept whole for
+// ever, and those of the newest are.
+func TestArgsAreBounded(t *testing.T) {
+	t.Parallel()
+	e := newEnvd(t, Limits{})
+	args := slices.Repeat([]string{strings.Repeat("x", 100_000)}, 10)
+	var last nestbox.Process
+	for range 30 {
+		p, _, err := e.Processes().Start(t.Context(), nestbox.ProcessSpec{Cmd: "true", Args: args}, nil)
+		require.NoError(t, err)
+		last, err = e.Processes().Wait(t.Context(), nestbox.Selector{ID: p.ID})
+		require.NoError(t, err)
+	}
+	require.Equal(t, args, last.Args)
+	require.False(t, last.ArgsCut)
+	total, whole := 0, 0
+	for id := nestbox.ProcessID(1); id <= last.ID; id++ {
+		p, err := e.Processes().Get(t.Context(), nestbox.Selector{ID: id})
+		require.NoError(t, err)
+		total += argBytes(p.Args)
+		if !p.ArgsCut {
+			whole++
+			continue
+		}
+		require.Zero(t, whole, "the oldest are cut first")
+		require.LessOrEqual(t, argBytes(p.Args), nestbox.MaxListedArgs+16)
+	}
+	require.LessOrEqual(t, total, maxArgBytes)
+	require.Greater(t, whole, 10)
 }

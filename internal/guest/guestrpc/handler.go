@@ -36,14 +36,31 @@ func newHandler(lookup Lookup, alive time.Duration) http.Handler {
 	mux := http.NewServeMux()
 	connecthttp.Mount(mux, server, options()...)
 	mux.HandleFunc("POST /tunnel/{port}", serveTunnel)
+	listings := newSlots(maxListings)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		g, err := lookup(r)
 		if err != nil {
 			rpcerr.WriteHTTP(w, r, err)
 			return
 		}
+		if isListing[r.URL.Path] {
+			if err := listings.wait(r.Context()); err != nil {
+				rpcerr.WriteHTTP(w, r, err)
+				return
+			}
+			defer listings.give()
+		}
 		mux.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), guestKey{}, g)))
 	})
+}
+
+// maxListings is how many listings are made and sent at a time: each may be
+// large. Others wait.
+const maxListings = 4
+
+var isListing = map[string]bool{
+	guestv1connect.GuestServiceListProcedure:      true,
+	guestv1connect.GuestServiceListFilesProcedure: true,
 }
 
 // RequireToken lets only requests through that carry token in TokenHeader. With

@@ -11,11 +11,13 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/nestbox/nestbox"
 	guestv1 "github.com/nestbox/nestbox/gen/nestbox/guest/v1"
@@ -310,4 +312,32 @@ func TestStdin(t *testing.T) {
 	requireCode(t, err, nestbox.CodeTooLarge)
 	require.NoError(t, c.Processes().Signal(t.Context(), nestbox.Selector{PID: 9}, syscall.SIGUSR1))
 	require.Equal(t, call{nestbox.Selector{PID: 9}, int(syscall.SIGUSR1), false}, got)
+}
+
+// TestListingsAreBounded: few are made at a time, and the others wait.
+func TestListingsAreBounded(t *testing.T) {
+	t.Parallel()
+	var now, most atomic.Int64
+	var once sync.Once
+	full, release := make(chan struct{}), make(chan struct{})
+	s := serve(t, &scripted{list: func(context.Context, string, int) ([]nestbox.FileInfo, error) {
+		n := now.Add(1)
+		defer now.Add(-1)
+		for old := most.Load(); n > old && !most.CompareAndSwap(old, n); old = most.Load() {
+		}
+		if n == maxListings {
+			once.Do(func() { close(full) })
+		}
+		<-release
+		return nil, nil
+	}})
+	var all errgroup.Group
+	for range 5 * maxListings {
+		c := s.client(t)
+		all.Go(func() error { _, err := c.Files().List(t.Context(), "/", 1); return err })
+	}
+	<-full
+	close(release)
+	require.NoError(t, all.Wait())
+	require.EqualValues(t, maxListings, most.Load())
 }

@@ -8,9 +8,10 @@ import (
 // Budget is what all logs of a daemon share: their limits, the totals of memory
 // and disk, and slabs to use again.
 type Budget struct {
-	limits Limits
-	memory atomic.Int64 // bytes of slabs in memory
-	disk   atomic.Int64 // bytes of slabs on disk
+	limits  Limits
+	memory  atomic.Int64 // bytes of slabs in memory
+	disk    atomic.Int64 // bytes of spill files
+	readers atomic.Int64
 
 	reclaim func() bool // nil never does
 
@@ -33,7 +34,7 @@ func (b *Budget) Disk() int64 { return b.disk.Load() }
 // OverMemory reports whether more is in memory than may be.
 func (b *Budget) OverMemory() bool { return b.memory.Load() > b.limits.TotalMemory }
 
-// takeDisk reserves a slot of n bytes on disk.
+// takeDisk reserves n bytes on disk.
 func (b *Budget) takeDisk(n int64) bool {
 	for {
 		if b.disk.Add(n) <= b.limits.TotalDisk {

@@ -7,6 +7,7 @@
 package outputlog
 
 import (
+	"errors"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -36,13 +37,14 @@ var StreamNames = [...]nestbox.Stream{Stdout: nestbox.Stdout, Stderr: nestbox.St
 type Log struct {
 	budget    *Budget
 	maxMemory int64
-	maxSlots  int // of the spill file
-	maxSlab   int // bytes of a slab together with its runs on disk
+	maxDisk   int64 // bytes of output
+	maxSlab   int   // bytes of a slab together with its runs in memory
 
 	writing  sync.Mutex
 	nextSize int // of the next slab
 	spill    *spillFile
-	noSpill  bool // the spill file could not be made
+	noSpill  bool  // the spill file could not be made
+	spilled  int64 // bytes of output in it
 
 	memory atomic.Int64 // capacity of the slabs in memory
 
@@ -63,14 +65,13 @@ type Log struct {
 
 // slab is a piece of a log. Its fields are guarded by the log's mu.
 type slab struct {
-	base  int64
-	size  int    // bytes that are written
-	buf   []byte // in memory; nil when on disk
-	runs  []run  // in memory
-	nruns int    // on disk
-	slot  int    // on disk; -1 if not
-	refs  int    // readers that look at buf
-	gone  bool   // no longer in the log
+	base int64
+	size int    // bytes that are written
+	buf  []byte // in memory; nil when on disk
+	runs []run  // in memory
+	disk extent // on disk; of size 0 if not
+	refs int    // readers that look at buf
+	gone bool   // no longer in the log
 }
 
 // run says that bytes of a slab, from the end of the run before up to end,
@@ -85,16 +86,15 @@ func (s *slab) end() int64 { return s.base + int64(s.size) }
 
 // New makes the log of a process with two open streams.
 func New(b *Budget) *Log {
-	l := &Log{
+	return &Log{
 		budget:    b,
 		maxMemory: b.limits.Memory,
+		maxDisk:   max(0, b.limits.Disk),
 		maxSlab:   int(min(maxSlab, b.limits.Memory/4)),
 		nextSize:  minSlab,
 		open:      2,
 		lossless:  map[*Reader]struct{}{},
 	}
-	l.maxSlots = int(max(0, b.limits.Disk) / int64(l.maxSlab))
-	return l
 }
 
 // Fill reads once from a stream into the log.
@@ -138,7 +138,7 @@ func (l *Log) tail() (s *slab, fresh bool) {
 			return last, false
 		}
 	}
-	return &slab{base: l.end, buf: l.budget.buffer(l.nextSize), slot: -1}, true
+	return &slab{base: l.end, buf: l.budget.buffer(l.nextSize)}, true
 }
 
 // publish makes n bytes that were read into the tail part of the log.
@@ -151,11 +151,7 @@ func (l *Log) publish(tail *slab, fresh bool, stream, n int) {
 	}
 	tail.buf = tail.buf[:tail.size+n]
 	tail.size += n
-	if k := len(tail.runs); k > 0 && tail.runs[k-1].stream() == stream {
-		tail.runs[k-1] = newRun(tail.size, stream)
-	} else {
-		tail.runs = append(tail.runs, newRun(tail.size, stream))
-	}
+	tail.addRun(tail.size, stream)
 	l.end += int64(n)
 	l.written[stream] += int64(n)
 	l.broadcast()
@@ -175,46 +171,116 @@ func (l *Log) relieve() bool {
 		l.mu.Unlock()
 		return false
 	}
-	s := l.slabs[i]
+	first := l.first(i)
+	old, s := slices.Clone(l.slabs[first:i]), l.slabs[i]
 	l.mu.Unlock()
-	if slot, ok := l.store(s); ok {
-		l.mu.Lock()
-		buf := s.buf
-		s.slot, s.nruns, s.buf, s.runs = slot, len(s.runs), nil, nil
-		l.account(-cap(buf))
-		if s.refs == 0 {
-			l.budget.recycle(buf)
-		}
-		l.mu.Unlock()
+	whole, err := l.join(old, s)
+	if err != nil { // readers will be told
+		old = nil
+		whole, _ = l.join(nil, s)
+	}
+	if l.store(whole, s.base-whole.base) {
+		l.replace(old, s, whole)
 		return true
 	}
 	return l.dropThrough(s)
 }
 
-// store writes a slab to disk, in place of the oldest one there if need be.
-func (l *Log) store(s *slab) (slot int, ok bool) {
-	if l.spill == nil && !l.noSpill && l.maxSlots > 0 {
-		file, err := newSpillFile(l.budget, l.maxSlab, l.maxSlots)
+// first returns the first of the slabs on disk that are joined with the i-th
+// when that goes there too: those that are no larger than what comes after them.
+// So what is spilled in small pieces does not stay in small pieces, and none is
+// written more often than the logarithm of their number. Needs mu.
+func (l *Log) first(i int) int {
+	size, runs := l.slabs[i].size, len(l.slabs[i].runs)
+	for i > 0 {
+		s := l.slabs[i-1]
+		runs += int(s.disk.size) - s.size // at least a byte each
+		if s.disk.size == 0 || s.size > size || size+s.size+4*runs > l.maxSlab {
+			break
+		}
+		size += s.size
+		i--
+	}
+	return i
+}
+
+// join returns old slabs on disk and the one in memory that follows them as one.
+func (l *Log) join(old []*slab, s *slab) (whole *slab, err error) {
+	if len(old) == 0 {
+		return &slab{base: s.base, size: s.size, buf: s.buf, runs: s.runs}, nil
+	}
+	whole = &slab{base: old[0].base, buf: make([]byte, 0, s.end()-old[0].base)}
+	for _, part := range append(old, s) {
+		buf, runs := part.buf, part.runs
+		if part != s {
+			if buf, runs, err = l.spill.load(part.disk, part.size, 0, part.size, nil); err != nil {
+				return nil, err
+			}
+		}
+		for _, r := range runs {
+			whole.addRun(whole.size+r.end(), r.stream())
+		}
+		whole.buf = append(whole.buf, buf...)
+		whole.size += part.size
+	}
+	return whole, nil
+}
+
+// addRun says of which stream the bytes up to end are.
+func (s *slab) addRun(end, stream int) {
+	if k := len(s.runs); k > 0 && s.runs[k-1].stream() == stream {
+		s.runs[k-1] = newRun(end, stream)
+		return
+	}
+	s.runs = append(s.runs, newRun(end, stream))
+}
+
+// replace puts a slab that was stored in the place of those that it was made of,
+// as far as those were not dropped for it.
+func (l *Log) replace(old []*slab, s, whole *slab) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	whole.buf, whole.runs = nil, nil
+	i := slices.Index(l.slabs, s)
+	first := i
+	for first > 0 && slices.Contains(old, l.slabs[first-1]) {
+		first--
+	}
+	for _, part := range l.slabs[first : i+1] {
+		l.remove(part)
+	}
+	l.slabs = slices.Replace(l.slabs, first, i+1, whole)
+}
+
+// store writes a slab to disk, in place of the oldest ones there if need be. As
+// many of its bytes as again says are there already, and will be replaced.
+func (l *Log) store(s *slab, again int64) bool {
+	if l.spill == nil && !l.noSpill && l.maxDisk > 0 {
+		file, err := newSpillFile(l.budget)
 		l.noSpill = err != nil
 		l.mu.Lock()
 		l.spill = file
 		l.mu.Unlock()
 	}
-	if l.spill == nil {
-		return 0, false
+	if l.spill == nil || int64(s.size) > l.maxDisk {
+		return false
 	}
 	for {
-		slot, ok := l.spill.take()
-		if !ok {
+		if l.spilled-again+int64(s.size) > l.maxDisk {
 			if !l.dropSpilled() {
-				return 0, false
+				return false
 			}
 			continue
 		}
-		if l.spill.store(slot, s) == nil {
-			return slot, true
+		where, err := l.spill.store(s)
+		if err == nil {
+			s.disk = where
+			l.spilled += int64(s.size)
+			return true
 		}
-		l.spill.forsake() // the disk is full: make do with the slots there are
+		if errors.Is(err, errNoRoom) && !l.dropSpilled() {
+			return false
+		}
 	}
 }
 
@@ -223,7 +289,7 @@ func (l *Log) dropSpilled() bool {
 	l.mu.Lock()
 	oldest := l.slabs[0]
 	l.mu.Unlock()
-	return oldest.slot >= 0 && l.dropThrough(oldest)
+	return oldest.disk.size > 0 && l.dropThrough(oldest)
 }
 
 // dropThrough drops all slabs up to and including s, if no lossless reader
@@ -251,8 +317,9 @@ func (l *Log) dropThrough(s *slab) bool {
 // remove frees what a slab uses. Needs writing and mu.
 func (l *Log) remove(s *slab) {
 	s.gone = true
-	if s.slot >= 0 {
-		l.spill.put(s.slot)
+	if s.disk.size > 0 {
+		l.spill.put(s.disk)
+		l.spilled -= int64(s.size)
 		return
 	}
 	l.account(-cap(s.buf))

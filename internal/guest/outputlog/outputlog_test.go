@@ -8,6 +8,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"path/filepath"
+	"sort"
 	"sync"
 	"testing"
 	"time"
@@ -407,4 +408,130 @@ func TestOutputLogSmall(t *testing.T) {
 	require.LessOrEqual(t, l.memory.Load(), limits.Memory)
 	state, _ := l.State()
 	require.Zero(t, state.Start, "nothing is lost")
+}
+
+// TestSpilledInSmallPieces: only the number of bytes decides what is kept, also
+// when each few of them are spilled alone and the streams alternate.
+func TestSpilledInSmallPieces(t *testing.T) {
+	t.Parallel()
+	for name, piece := range map[string]int{"a byte": 1, "a line": 70, "some lines": 3000} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			limits := Limits{Memory: 64 << 10, Disk: 200 << 10, TotalDisk: 1 << 20, Dir: t.TempDir()}
+			b := NewBudget(limits, nil)
+			l := New(b)
+			r, err := l.Attach(guest.Attach{})
+			require.NoError(t, err)
+			total := int(limits.Disk) + 100<<10
+			for at := 0; at < total; at += piece {
+				require.NoError(t, write(l, at/piece%2, countFrom(at, piece)))
+				l.Shrink()
+				kept := l.end - l.start
+				require.True(t, l.start == 0 || kept+int64(l.maxSlab) >= limits.Disk, "%d bytes are kept", kept)
+				require.LessOrEqual(t, kept, limits.Disk)
+				require.LessOrEqual(t, b.Disk(), 2*limits.Disk+2*int64(l.maxSlab))
+				require.LessOrEqual(t, len(l.slabs), int(limits.Disk)/l.maxSlab*10+20, "and few slabs")
+			}
+			for r.pos < l.end {
+				at := int(r.pos)
+				e, err := r.Next(t.Context())
+				require.NoError(t, err)
+				if e.Kind == nestbox.EventData {
+					require.True(t, bytes.Equal(countFrom(at, len(e.Data)), e.Data), "at %d", at)
+					require.Equal(t, StreamNames[at/piece%2], e.Stream)
+				}
+			}
+			require.NoError(t, r.Close())
+			l.TryDropAll()
+			require.Zero(t, b.Disk())
+			require.Zero(t, l.spilled)
+		})
+	}
+}
+
+// TestSpillFileRoom takes and gives pieces of all sizes in any order.
+func TestSpillFileRoom(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		f := &spillFile{budget: NewBudget(Limits{TotalDisk: 1000}, nil)}
+		var taken []extent
+		t.Repeat(map[string]func(*rapid.T){
+			"take": func(t *rapid.T) {
+				e, err := f.take(rapid.Int64Range(1, 200).Draw(t, "size"))
+				if err == nil {
+					taken = append(taken, e)
+				}
+			},
+			"put": func(t *rapid.T) {
+				if len(taken) > 0 {
+					i := rapid.IntRange(0, len(taken)-1).Draw(t, "which")
+					f.put(taken[i])
+					taken = append(taken[:i], taken[i+1:]...)
+				}
+			},
+			"": func(t *rapid.T) {
+				all := append(append([]extent{}, taken...), f.free...)
+				sort.Slice(all, func(i, j int) bool { return all[i].at < all[j].at })
+				at := int64(0)
+				for _, e := range all { // no gap, no overlap
+					require.Equal(t, at, e.at)
+					at = e.end()
+				}
+				require.Equal(t, f.size, at)
+				require.Equal(t, f.size, f.budget.Disk())
+				for i := 1; i < len(f.free); i++ {
+					require.Less(t, f.free[i-1].end(), f.free[i].at, "joined and in order")
+				}
+			},
+		})
+	})
+}
+
+// TestStalledReaders: a thousand readers that each stop with an event in hand
+// hold little, and get everything when they go on.
+func TestStalledReaders(t *testing.T) {
+	t.Parallel()
+	b := NewBudget(Limits{Dir: t.TempDir()}, nil)
+	l := New(b)
+	const n, each = 1000, 40_000
+	readers := make([]*Reader, n)
+	events := make([]nestbox.OutputEvent, n)
+	for i := range readers {
+		r, err := l.Attach(guest.Attach{})
+		require.NoError(t, err)
+		readers[i] = r
+		require.NoError(t, write(l, i%2, countFrom(i*each, each)))
+		if i%3 == 0 { // it stops far behind the others
+			l.Shrink()
+		}
+		events[i], err = r.Next(t.Context())
+		require.NoError(t, err)
+	}
+	held := 0
+	for _, r := range readers {
+		held += cap(r.copied) + cap(r.heldBuf)
+		if r.loaded != nil {
+			held += cap(r.loaded.buf)
+		}
+	}
+	require.Less(t, held, 5*sharedBytes)
+	for i, r := range readers {
+		require.True(t, bytes.Equal(countFrom(0, len(events[i].Data)), events[i].Data))
+		if i%100 > 0 {
+			require.NoError(t, r.Close())
+		}
+	}
+	for _, r := range readers[:1] {
+		for r.pos < l.end {
+			at := int(r.pos)
+			e, err := r.Next(t.Context())
+			require.NoError(t, err)
+			require.Equal(t, nestbox.EventData, e.Kind)
+			require.True(t, bytes.Equal(countFrom(at, len(e.Data)), e.Data))
+		}
+	}
+	for i := 0; i < n; i += 100 {
+		require.NoError(t, readers[i].Close())
+	}
+	require.Zero(t, b.readers.Load())
 }

@@ -9,8 +9,9 @@ import (
 	"github.com/nestbox/nestbox/internal/guest"
 )
 
-// Reader is a cursor over an Log. It keeps an offset and, while it
-// reads what is on disk, a copy of one slab.
+// Reader is a cursor over a Log. It keeps an offset and, while its caller has an
+// event, a slab or a copy: of a part of one if there are many readers, all of
+// which might stop where they are.
 type Reader struct {
 	log *Log
 
@@ -23,7 +24,23 @@ type Reader struct {
 	held     *slab         // whose buffer the last event is part of
 	heldBuf  []byte
 
-	loaded *slab // a private copy of a slab on disk
+	loaded *slab  // a private copy of a slab on disk, or of a part of it
+	copied []byte // a private copy of what is in memory
+}
+
+// Readers may hold shared bytes together, and more if they are few.
+const (
+	sharedBytes = 8 << 20
+	fewReaders  = sharedBytes / maxSlab
+)
+
+// most returns how many bytes a reader may hold; 0 = a slab.
+func (r *Reader) most() int {
+	n := int(r.log.budget.readers.Load())
+	if n <= fewReaders {
+		return 0
+	}
+	return max(sharedBytes/n, minSlab)
 }
 
 var _ guest.OutputReader = (*Reader)(nil)
@@ -47,6 +64,7 @@ func (l *Log) Attach(how guest.Attach) (*Reader, error) {
 	if how.Lossless {
 		l.lossless[r] = struct{}{}
 	}
+	l.budget.readers.Add(1)
 	return r, nil
 }
 
@@ -94,7 +112,7 @@ func (r *Reader) step() (event nestbox.OutputEvent, onDisk *slab, changed chan s
 		event = nestbox.OutputEvent{Kind: nestbox.EventExit, Offset: r.pos, Exit: &exit}
 		r.exitSent = true
 	case r.loaded.covers(r.pos):
-		return r.data(r.loaded), nil, nil, nil
+		return r.data(r.loaded, r.loaded.size), nil, nil, nil
 	case r.pos < l.start:
 		event = nestbox.OutputEvent{Kind: nestbox.EventGap, Offset: r.pos, To: l.start}
 		r.pos = l.start
@@ -104,9 +122,16 @@ func (r *Reader) step() (event nestbox.OutputEvent, onDisk *slab, changed chan s
 			return event, s, nil, nil
 		}
 		r.loaded = nil
+		if most := r.most(); most > 0 {
+			event = r.data(s, most)
+			r.copied = append(r.copied[:0], event.Data...)
+			event.Data = r.copied
+			break
+		}
+		r.copied = nil
 		s.refs++
 		r.held, r.heldBuf = s, s.buf
-		event = r.data(s)
+		event = r.data(s, s.size)
 	case l.open == 0 && r.exitSent:
 		event = nestbox.OutputEvent{Kind: nestbox.EventClosed, Offset: l.end}
 		r.ended = true
@@ -121,13 +146,13 @@ func (r *Reader) step() (event nestbox.OutputEvent, onDisk *slab, changed chan s
 	return event, nil, changed, err
 }
 
-// data returns the bytes of one stream at the cursor, up to the leader's exit
-// if that comes first, and moves on. Needs mu.
-func (r *Reader) data(s *slab) nestbox.OutputEvent {
+// data returns the bytes of one stream at the cursor, at most so many, up to the
+// leader's exit if that comes first, and moves on. Needs mu.
+func (r *Reader) data(s *slab, most int) nestbox.OutputEvent {
 	l := r.log
 	from := int(r.pos - s.base)
 	run := s.runs[sort.Search(len(s.runs), func(i int) bool { return s.runs[i].end() > from })]
-	to := run.end()
+	to := min(run.end(), from+most)
 	if l.exit != nil && !r.exitSent && l.exitAt > r.pos {
 		to = min(to, int(l.exitAt-s.base))
 	}
@@ -140,22 +165,27 @@ func (r *Reader) data(s *slab) nestbox.OutputEvent {
 	return event
 }
 
-// load copies a slab from disk. If the slab was dropped meanwhile it does
+// load copies a slab, or a part of it, from disk. If the slab was dropped meanwhile it does
 // nothing.
 func (r *Reader) load(s *slab) error {
 	l := r.log
 	l.mu.Lock()
-	file, slot, size, runs := l.spill, s.slot, s.size, s.nruns
+	file, where, size := l.spill, s.disk, s.size
 	gone := s.gone
+	from, to := 0, size
+	if most := r.most(); most > 0 {
+		from = int(r.pos - s.base)
+		to = min(from+most, size)
+	}
 	l.mu.Unlock()
 	if gone {
 		return nil
 	}
 	var buf []byte
-	if r.loaded != nil {
+	if r.loaded != nil && cap(r.loaded.buf) <= 2*(to-from) {
 		buf = r.loaded.buf
 	}
-	buf, index, err := file.load(slot, size, runs, buf)
+	buf, runs, err := file.load(where, size, from, to, buf)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
@@ -164,7 +194,8 @@ func (r *Reader) load(s *slab) error {
 	case err != nil:
 		return &nestbox.Error{Code: nestbox.CodeGuest, Message: "output that was spilled to disk cannot be read", Err: err}
 	default:
-		r.loaded = &slab{base: s.base, size: size, buf: buf, runs: index, slot: -1}
+		r.loaded = &slab{base: s.base + int64(from), size: to - from, buf: buf, runs: runs}
+		r.copied = nil
 	}
 	return nil
 }
@@ -193,6 +224,7 @@ func (r *Reader) Close() error {
 		return nil
 	}
 	r.closed = true
+	l.budget.readers.Add(-1)
 	close(r.done)
 	r.release()
 	delete(l.lossless, r)

@@ -2,6 +2,7 @@ package outputlog
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -10,24 +11,29 @@ import (
 )
 
 // spillFile holds the older slabs of one output log in an unlinked temporary
-// file of equal slots, which are used again in turn. It is guarded by the
-// log's writing lock, but for load.
+// file. A slab takes what its bytes and its index need, wherever there is room;
+// since the oldest go first, free room is in one piece mostly. It is guarded by
+// the log's writing lock, but for load.
 type spillFile struct {
-	file     *os.File
-	slotSize int64
-	maxSlots int
-	slots    int   // that the file has
-	free     []int // of these
-	budget   *Budget
-	scratch  []byte // runs on their way to the file
+	file   *os.File
+	size   int64
+	free   []extent // below size, by offset, none next to another
+	full   bool     // the disk is: the file does not grow any more
+	budget *Budget
+	index  []byte // on its way to the file
 }
+
+// extent is a piece of the file, in bytes.
+type extent struct{ at, size int64 }
+
+func (e extent) end() int64 { return e.at + e.size }
 
 // newSpillFile makes the file. It has no name, so that it is gone with the
 // daemon.
-func newSpillFile(b *Budget, slotSize int, maxSlots int) (*spillFile, error) {
+func newSpillFile(b *Budget) (*spillFile, error) {
 	fd, err := unix.Open(b.limits.Dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
 	if err == nil {
-		return &spillFile{file: os.NewFile(uintptr(fd), "spilled output"), slotSize: int64(slotSize), maxSlots: maxSlots, budget: b}, nil
+		return &spillFile{file: os.NewFile(uintptr(fd), "spilled output"), budget: b}, nil
 	}
 	file, err := os.CreateTemp(b.limits.Dir, "nestbox-output-*")
 	if err != nil {
@@ -37,61 +43,117 @@ func newSpillFile(b *Budget, slotSize int, maxSlots int) (*spillFile, error) {
 		_ = file.Close()
 		return nil, fmt.Errorf("unlink the file for spilled output: %w", err)
 	}
-	return &spillFile{file: file, slotSize: int64(slotSize), maxSlots: maxSlots, budget: b}, nil
+	return &spillFile{file: file, budget: b}, nil
 }
 
-// take returns a slot that is free, and false if there is none and there may
-// not be more.
-func (f *spillFile) take() (int, bool) {
-	if n := len(f.free); n > 0 {
-		slot := f.free[n-1]
-		f.free = f.free[:n-1]
-		return slot, true
-	}
-	if f.slots >= f.maxSlots || !f.budget.takeDisk(f.slotSize) {
-		return 0, false
-	}
-	f.slots++
-	return f.slots - 1, true
-}
-
-func (f *spillFile) put(slot int) { f.free = append(f.free, slot) }
-
-// store writes a slab's bytes and runs into a slot.
-func (f *spillFile) store(slot int, s *slab) error {
-	at := int64(slot) * f.slotSize
-	if _, err := f.file.WriteAt(s.buf, at); err != nil {
-		return err
-	}
-	f.scratch = f.scratch[:0]
+// store writes a slab's bytes, and its runs as an index, and returns where. It
+// fails with errNoRoom if there is none and there may not be more, and with
+// another error if the disk does not take it.
+func (f *spillFile) store(s *slab) (extent, error) {
+	f.index = f.index[:0]
+	from := 0
 	for _, r := range s.runs {
-		f.scratch = binary.LittleEndian.AppendUint32(f.scratch, uint32(r))
+		f.index = binary.AppendUvarint(f.index, uint64(r.end()-from)<<1|uint64(r.stream()))
+		from = r.end()
 	}
-	_, err := f.file.WriteAt(f.scratch, at+int64(len(s.buf)))
-	return err
+	where, err := f.take(int64(len(s.buf) + len(f.index)))
+	if err != nil {
+		return extent{}, err
+	}
+	if _, err = f.file.WriteAt(s.buf, where.at); err == nil {
+		_, err = f.file.WriteAt(f.index, where.at+int64(len(s.buf)))
+	}
+	if err != nil {
+		f.forsake(where)
+		return extent{}, err
+	}
+	return where, nil
 }
 
-// load reads a slab of size bytes and runs back into buf, growing it. It is
-// safe to call without a lock; what it returns may be of another slab if the
-// slot was used again meanwhile.
-func (f *spillFile) load(slot, size, runs int, buf []byte) ([]byte, []run, error) {
-	whole := slices.Grow(buf[:0], size+4*runs)[:size+4*runs]
-	if _, err := f.file.ReadAt(whole, int64(slot)*f.slotSize); err != nil {
-		return whole[:0], nil, err
+var errNoRoom = errors.New("no room for spilled output")
+
+// take finds room, and makes some if it has to.
+func (f *spillFile) take(size int64) (extent, error) {
+	for i, e := range f.free {
+		if e.size >= size {
+			if f.free[i] = (extent{e.at + size, e.size - size}); f.free[i].size == 0 {
+				f.free = slices.Delete(f.free, i, i+1)
+			}
+			return extent{e.at, size}, nil
+		}
 	}
-	index := make([]run, runs)
-	for i := range index {
-		index[i] = run(binary.LittleEndian.Uint32(whole[size+4*i:]))
+	at := f.size
+	last := len(f.free) - 1
+	if last >= 0 && f.free[last].end() == f.size {
+		at = f.free[last].at
 	}
-	return whole[:size], index, nil
+	if f.full || !f.budget.takeDisk(at+size-f.size) {
+		return extent{}, errNoRoom
+	}
+	if at < f.size {
+		f.free = f.free[:last]
+	}
+	f.size = at + size
+	return extent{at, size}, nil
+}
+
+// put makes room that was taken free again.
+func (f *spillFile) put(e extent) {
+	i, _ := slices.BinarySearchFunc(f.free, e.at, func(e extent, at int64) int { return int(e.at - at) })
+	if i < len(f.free) && f.free[i].at == e.end() {
+		e.size += f.free[i].size
+		f.free = slices.Delete(f.free, i, i+1)
+	}
+	if i > 0 && f.free[i-1].end() == e.at {
+		f.free[i-1].size += e.size
+		return
+	}
+	f.free = slices.Insert(f.free, i, e)
+}
+
+// forsake gives up room that could not be written, and any growth.
+func (f *spillFile) forsake(e extent) {
+	f.full = true
+	if e.end() == f.size { // new, or as good as new
+		f.size -= e.size
+		f.budget.disk.Add(-e.size)
+	}
+}
+
+// load reads the bytes from from to to of a slab of size bytes back into buf,
+// growing it. It is safe to call without a lock; what it returns may be of other
+// slabs, or nonsense, if the room was used again meanwhile.
+func (f *spillFile) load(where extent, size, from, to int, buf []byte) ([]byte, []run, error) {
+	index := make([]byte, int(where.size)-size)
+	data := slices.Grow(buf[:0], to-from)[:to-from]
+	_, err := f.file.ReadAt(data, where.at+int64(from))
+	if err == nil {
+		_, err = f.file.ReadAt(index, where.at+int64(size))
+	}
+	if err != nil {
+		return data[:0], nil, err
+	}
+	var runs []run
+	end := 0
+	for len(index) > 0 {
+		n, used := binary.Uvarint(index)
+		if used <= 0 {
+			break
+		}
+		end += int(n >> 1)
+		if end > from && (len(runs) == 0 || runs[len(runs)-1].end() < to-from) {
+			runs = append(runs, newRun(min(end, to)-from, int(n&1)))
+		}
+		index = index[used:]
+	}
+	if end != size {
+		return data[:0], nil, fmt.Errorf("the index of spilled output is of %d bytes, not of %d", end, size)
+	}
+	return data, runs, nil
 }
 
 // close frees the disk.
 func (f *spillFile) close() {
-	f.budget.disk.Add(-int64(f.slots) * f.slotSize)
+	f.budget.disk.Add(-f.size)
 	_ = f.file.Close()
 }
-
-// forsake gives up the slot that was taken last, because it could not be
-// written, and any growth.
-func (f *spillFile) forsake() { f.maxSlots = f.slots }

@@ -19,7 +19,7 @@ const (
 
 	// As long as something is being done about it a sandbox is given more, in
 	// steps, so that the daemon inside can go on.
-	roomStep  = 16 << 20
+	roomStep  = 64 << 20
 	roomEvery = 2 * minLook
 	maxRoom   = 512 << 20
 
@@ -32,6 +32,11 @@ const (
 	holdTime  = 20 * time.Second
 	stopEvery = 100 * time.Millisecond
 
+	// What a killed tree made gVisor's own kernel take comes back late, when that
+	// next collects its garbage, and is no reason to kill another one.
+	calmTime  = 3 * time.Minute
+	tolerated = overhead
+
 	// guardPatience is how long nothing may help before the kernel may kill the
 	// sandbox.
 	guardPatience = 40 * time.Second
@@ -40,7 +45,7 @@ const (
 
 // GuardMemory implements sandbox.Sandbox.
 func (b *running) GuardMemory(ctx context.Context, free func(ctx context.Context, used int64) error) {
-	g := &memoryGuard{group: b.d.cgroup(b.id), limit: memoryLimit(b.rec.MemoryMB), free: free, programs: programs{group: b.d.cgroup(b.id), kernel: b.rec.Sentry.PID}}
+	g := &memoryGuard{group: b.d.cgroup(b.id), limit: memoryLimit(b.rec.MemoryMB), free: free, programs: &programs{b.d.cgroup(b.id), b.rec.Sentry.PID, map[int]time.Duration{}}}
 	watch, err := g.group.WatchMemory(g.limit)
 	if err == nil {
 		// From here on it is ours to see to it. A sandbox without a guard lets its
@@ -54,7 +59,8 @@ func (b *running) GuardMemory(ctx context.Context, free func(ctx context.Context
 		b.d.cfg.Log.Error("the memory of a capsule is not guarded: it dies when that runs out", "capsule", b.id, "error", err)
 		return
 	}
-	g.programs.goOn() // that guard may have stopped them
+	g.programs.adopt() // that guard may have stopped some
+	g.programs.goOn()
 	stop := context.AfterFunc(ctx, func() { _ = watch.Close() })
 	defer func() {
 		if stop() {
@@ -68,11 +74,11 @@ func (b *running) GuardMemory(ctx context.Context, free func(ctx context.Context
 		}
 		pause := time.Duration(0)
 		switch {
-		case use.Held > g.limit:
+		case use.Held > g.allowed():
 			g.relieve(ctx)
 			pause = minLook
 		case use.Total > g.limit: // with the file cache: only looking tells when that gives way
-			pause = min(max(time.Duration(float64(g.limit-use.Held)/fastest*float64(time.Second)), minLook), maxLook)
+			pause = min(max(time.Duration(float64(g.allowed()-use.Held)/fastest*float64(time.Second)), minLook), maxLook)
 		case g.room > 0: // the kernel refused to take it back
 			_ = g.give(0)
 			pause = maxLook
@@ -87,10 +93,19 @@ func (b *running) GuardMemory(ctx context.Context, free func(ctx context.Context
 type memoryGuard struct {
 	group    *cgroup.Group
 	limit    int64
+	calm     time.Time // until when a little more is tolerated
 	room     int64     // beyond limit and margin
 	lastRoom time.Time // when it was given
-	programs programs
+	programs *programs
 	free     func(ctx context.Context, used int64) error
+}
+
+// allowed returns what the sandbox may hold now.
+func (g *memoryGuard) allowed() int64 {
+	if time.Now().Before(g.calm) {
+		return g.limit + tolerated
+	}
+	return g.limit
 }
 
 // relieve has memory freed until the sandbox holds no more than it may, or
@@ -98,14 +113,17 @@ type memoryGuard struct {
 // otherwise wait for them, and they would go on taking memory.
 func (g *memoryGuard) relieve(ctx context.Context) {
 	began := time.Now()
+	_ = g.group.LetKernelKill(false)
 	for ctx.Err() == nil {
 		use, err := g.group.MemoryUse()
-		if err != nil || use.Held <= g.limit {
+		if err != nil || use.Held <= g.allowed() {
 			break
 		}
 		if time.Since(began) > guardPatience {
 			_ = g.group.LetKernelKill(true)
 		}
+		g.programs.stop()
+		g.makeRoom()
 		freed := make(chan error, 1)
 		go func() { freed <- g.free(ctx, use.Held) }()
 		err = g.hold(ctx, freed)
@@ -113,11 +131,11 @@ func (g *memoryGuard) relieve(ctx context.Context) {
 		if err != nil {
 			g.settle(ctx, freePause)
 		} else {
+			g.calm = time.Now().Add(calmTime)
 			g.settle(ctx, settleTime)
 		}
 	}
-	if use, err := g.group.MemoryUse(); ctx.Err() == nil && err == nil && use.Held <= g.limit {
-		_ = g.group.LetKernelKill(false)
+	if ctx.Err() == nil {
 		_ = g.give(0) // if the kernel refuses, it is tried again when it is next looked at
 	}
 }
@@ -125,7 +143,7 @@ func (g *memoryGuard) relieve(ctx context.Context) {
 // hold keeps the programs from going on until freed has an answer, but not for
 // long, and gives what the daemon needs.
 func (g *memoryGuard) hold(ctx context.Context, freed <-chan error) error {
-	began, lastStop := time.Now(), time.Time{}
+	began, lastStop := time.Now(), time.Now()
 	ticker := time.NewTicker(minLook)
 	defer ticker.Stop()
 	for {
@@ -148,18 +166,21 @@ func (g *memoryGuard) hold(ctx context.Context, freed <-chan error) error {
 }
 
 // settle waits until the sandbox holds no more than it may, or for what it
-// holds to have stopped falling for so long.
+// holds to have stopped falling for so long, or to rise.
 func (g *memoryGuard) settle(ctx context.Context, most time.Duration) {
 	ticker := time.NewTicker(minLook)
 	defer ticker.Stop()
 	lowest, since := int64(math.MaxInt64), time.Now()
 	for time.Since(since) < most {
 		use, err := g.group.MemoryUse()
-		if err != nil || use.Held <= g.limit {
+		if err != nil || use.Held <= g.allowed() {
 			return
 		}
-		if use.Held < lowest-(1<<20) {
+		switch {
+		case use.Held < lowest-(1<<20):
 			lowest, since = use.Held, time.Now()
+		case use.Held > lowest+roomStep:
+			return // somebody else goes on taking
 		}
 		g.makeRoom()
 		select {

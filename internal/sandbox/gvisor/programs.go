@@ -60,41 +60,62 @@ const (
 )
 
 // programs are the processes that execute the code of a sandbox's programs, but
-// for its daemon's.
+// for its daemon's. It is used by one goroutine.
 type programs struct {
-	group  *cgroup.Group
-	kernel int // PID of the sentry
+	group   *cgroup.Group
+	kernel  int                   // PID of the sentry
+	stopped map[int]time.Duration // by PID, when they started
 }
 
 // settled is how old a process must be to be stopped: the sentry traces new ones
-// while it prepares them, and does not expect that others stop them.
+// while it prepares them, and any signal to those upsets it.
 const settled = 200 * time.Millisecond
 
 // stop has the programs stand still, as SIGSTOP does: what they ask of the
 // kernel is still done. New ones come as long as not all are stopped.
-func (p programs) stop() { p.each(syscall.SIGSTOP) }
-
-// goOn ends stop, also that of an earlier process of ours.
-func (p programs) goOn() { p.each(syscall.SIGCONT) }
-
-func (p programs) each(sig syscall.Signal) {
-	pids, err := p.group.Procs()
-	if err != nil {
-		return
-	}
+func (p *programs) stop() {
 	var now unix.Timespec
 	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &now) != nil {
 		return
 	}
+	p.each(func(pid int, s stub) {
+		if s.stopped || time.Duration(now.Nano())-s.started < settled || traced(pid) {
+			return
+		}
+		if syscall.Kill(pid, syscall.SIGSTOP) == nil {
+			p.stopped[pid] = s.started
+		}
+	})
+}
+
+// goOn ends stop.
+func (p *programs) goOn() {
+	for pid, started := range p.stopped { // also those that have not noticed yet
+		if s, err := readStub(pid); err == nil && s.started == started {
+			_ = syscall.Kill(pid, syscall.SIGCONT)
+		}
+	}
+	clear(p.stopped)
+}
+
+// adopt takes over what an earlier process of ours stopped.
+func (p *programs) adopt() {
+	p.each(func(pid int, s stub) {
+		if s.stopped {
+			p.stopped[pid] = s.started
+		}
+	})
+}
+
+func (p *programs) each(do func(pid int, s stub)) {
+	pids, err := p.group.Procs()
+	if err != nil {
+		return
+	}
 	for _, pid := range pids {
-		s, err := readStub(pid)
-		if err != nil || s.nice != lowestPriority || s.parent == p.kernel {
-			continue
+		if s, err := readStub(pid); err == nil && s.nice == lowestPriority && s.parent != p.kernel {
+			do(pid, s)
 		}
-		if sig == syscall.SIGSTOP && (s.stopped || time.Duration(now.Nano())-s.started < settled || traced(pid)) {
-			continue
-		}
-		_ = syscall.Kill(pid, sig)
 	}
 }
 

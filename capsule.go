@@ -159,7 +159,7 @@ const (
 	TriggerStarted   Trigger = "started"   // the sandbox is up and envd answers
 	TriggerFailed    Trigger = "failed"    // the sandbox did not come up
 	TriggerCrashed   Trigger = "crashed"   // the sandbox died by itself
-	TriggerLost      Trigger = "lost"      // the host stopped answering
+	TriggerLost      Trigger = "lost"      // the host stopped answering, or has set it aside
 	TriggerFound     Trigger = "found"     // the host answers again, and has it
 	TriggerDestroy   Trigger = "destroy"   // somebody asked for its end
 	TriggerDestroyed Trigger = "destroyed" // everything it used is freed
@@ -180,7 +180,7 @@ var Transitions = []Transition{
 	{TriggerStarted, []CapsuleState{StateStarting}, StateRunning, "the sandbox is up and envd answers"},
 	{TriggerFailed, []CapsuleState{StateStarting}, StateError, "the sandbox did not come up; the reason is kept"},
 	{TriggerCrashed, []CapsuleState{StateRunning, StateMissing}, StateError, "the sandbox died; the reason is kept"},
-	{TriggerLost, []CapsuleState{StateRunning}, StateMissing, "the host stopped answering"},
+	{TriggerLost, []CapsuleState{StateRunning}, StateMissing, "the host stopped answering, or has set the capsule aside; the reason is kept"},
 	{TriggerFound, []CapsuleState{StateMissing}, StateRunning, "the host answers again and still has the capsule"},
 	{TriggerDestroy, []CapsuleState{StateStarting, StateRunning, StateMissing, StateError, StateStopping}, StateStopping, "destroy was asked for; it works from every state and may be repeated"},
 	{TriggerDestroyed, []CapsuleState{StateStopping}, StateStopped, "everything the capsule used is freed"},

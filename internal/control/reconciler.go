@@ -8,8 +8,6 @@ import (
 
 	"github.com/cenkalti/backoff/v5"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/nestbox/nestbox"
 	"github.com/nestbox/nestbox/internal/hostagent"
 )
@@ -22,13 +20,30 @@ type Reconciler struct {
 	cfg  Config
 	kick chan struct{} // a pass is due now
 
+	working sync.WaitGroup // jobs
+	slots   chan struct{}  // of jobs that are not slow
+	slow    time.Duration  // slowAfter, or less in tests
+
+	mu         sync.Mutex
+	atWork     map[string]struct{}  // capsules with a job, maybe of an earlier pass
+	complained map[string]complaint // by capsule
+
 	// What the pass before saw; only Run's goroutine uses it.
 	hostID      string
 	silentSince time.Time // since when the host has not answered; zero = it does
 }
 
 func newReconciler(cfg Config) *Reconciler {
-	return &Reconciler{cfg: cfg, kick: make(chan struct{}, 1)}
+	return &Reconciler{
+		cfg: cfg, kick: make(chan struct{}, 1), slots: make(chan struct{}, actAtOnce), slow: slowAfter,
+		atWork: map[string]struct{}{}, complained: map[string]complaint{},
+	}
+}
+
+// complaint is what was logged last of a capsule that cannot be reconciled.
+type complaint struct {
+	text string
+	at   time.Time
 }
 
 // How the Reconciler works.
@@ -37,6 +52,8 @@ const (
 	askIn       = 10 * time.Second       // how long the host may take to say what it has
 	actIn       = time.Minute            // how long one capsule may take
 	actAtOnce   = 8                      // capsules
+	slowAfter   = 5 * time.Second        // a job that takes longer keeps nobody waiting
+	sayAgain    = 10 * time.Minute       // what has been said of a capsule
 	interrupted = 2 * time.Minute        // a create that is older is not in flight any more
 	lostAfter   = 30 * time.Second       // of silence its capsules are missing
 	keepEnded   = 7 * 24 * time.Hour     // how long ended capsules are remembered
@@ -58,6 +75,7 @@ const (
 func (r *Reconciler) Run(ctx context.Context) error {
 	var watcher sync.WaitGroup
 	defer watcher.Wait()
+	defer r.working.Wait()
 	watcher.Go(func() { r.watch(ctx) })
 
 	tick := time.NewTicker(passEvery)
@@ -140,18 +158,8 @@ func (r *Reconciler) pass(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var jobs errgroup.Group
-	jobs.SetLimit(actAtOnce)
-	act := func(id string, f func(context.Context) error) {
-		jobs.Go(func() error {
-			ctx, cancel := context.WithTimeout(ctx, actIn)
-			defer cancel()
-			if err := f(ctx); err != nil {
-				r.cfg.Log.Warn("reconciling a capsule; will try again", keyCapsule, id, keyError, err)
-			}
-			return nil
-		})
-	}
+	var jobs sync.WaitGroup
+	act := func(id string, f func(context.Context) error) { r.act(ctx, &jobs, id, f) }
 	for _, row := range rows {
 		status, found := onHost[row.ID]
 		delete(onHost, row.ID)
@@ -160,12 +168,72 @@ func (r *Reconciler) pass(ctx context.Context) error {
 	for id, status := range onHost {
 		act(id, func(ctx context.Context) error { return r.sweep(ctx, status) })
 	}
-	_ = jobs.Wait() // act has logged what failed
+	waitFor(ctx, &jobs, r.slow)
 	pruned, err := r.cfg.Store.PruneCapsules(ctx, r.cfg.Now().Add(-keepEnded), pruneAtOnce)
 	if pruned > 0 {
 		r.cfg.Log.Info("forgot ended capsules", "count", pruned)
 	}
 	return err
+}
+
+// act does one capsule's job beside others, unless one of an earlier pass is
+// still at work on it. What fails is logged, and tried again by the next pass.
+func (r *Reconciler) act(ctx context.Context, jobs *sync.WaitGroup, id string, f func(context.Context) error) {
+	r.mu.Lock()
+	_, busy := r.atWork[id]
+	r.atWork[id] = struct{}{}
+	r.mu.Unlock()
+	if busy {
+		return
+	}
+	jobs.Add(1)
+	r.working.Go(func() {
+		defer jobs.Done()
+		select {
+		case r.slots <- struct{}{}:
+		case <-ctx.Done():
+			r.done(id, nil)
+			return
+		}
+		leave := sync.OnceFunc(func() { <-r.slots })
+		slow := time.AfterFunc(r.slow, leave)
+		defer func() { slow.Stop(); leave() }()
+		ctx, cancel := context.WithTimeout(ctx, actIn)
+		defer cancel()
+		var err error
+		defer func() { r.done(id, err) }()
+		err = f(ctx)
+	})
+}
+
+// done ends a capsule's job and logs what failed, if that has not been said
+// lately.
+func (r *Reconciler) done(id string, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.atWork, id)
+	if err == nil {
+		delete(r.complained, id)
+		return
+	}
+	if last := r.complained[id]; last.text != err.Error() || r.cfg.Now().Sub(last.at) > sayAgain {
+		r.complained[id] = complaint{err.Error(), r.cfg.Now()}
+		r.cfg.Log.Warn("reconciling a capsule; will try again", keyCapsule, id, keyError, err)
+	}
+}
+
+// waitFor waits until all jobs are done, but not for slow ones.
+func waitFor(ctx context.Context, jobs *sync.WaitGroup, most time.Duration) {
+	done := make(chan struct{})
+	go func() { jobs.Wait(); close(done) }()
+	timer := time.NewTimer(most)
+	defer timer.Stop()
+	select {
+	case <-done:
+	case <-timer.C:
+	case <-ctx.Done():
+		<-done // their context has ended too
+	}
 }
 
 // ask returns what the host has, by id.
@@ -244,7 +312,7 @@ func (r *Reconciler) settle(ctx context.Context, host hostagent.Info, row nestbo
 	if err != nil {
 		return unlessOvertaken(err)
 	}
-	if found && !after.State.Live() {
+	if found && !after.State.Live() && status.State != hostagent.StateAside {
 		return r.free(ctx, row.ID, reason)
 	}
 	return nil
@@ -260,6 +328,10 @@ func judge(state nestbox.CapsuleState, status hostagent.Status, found, inFlight 
 		return nestbox.TriggerFailed, status.Reason
 	case found && status.State == hostagent.StateDead:
 		return nestbox.TriggerCrashed, status.Reason
+	case found && status.State == hostagent.StateAside && starting && !inFlight:
+		return nestbox.TriggerFailed, status.Reason
+	case found && status.State == hostagent.StateAside && state == nestbox.StateRunning:
+		return nestbox.TriggerLost, status.Reason
 	case found && status.State == hostagent.StateRunning && state == nestbox.StateMissing:
 		return nestbox.TriggerFound, ""
 	case found && status.State == hostagent.StateRunning && starting && !inFlight:
@@ -277,6 +349,8 @@ func judge(state nestbox.CapsuleState, status hostagent.Status, found, inFlight 
 func (r *Reconciler) sweep(ctx context.Context, status hostagent.Status) error {
 	row, err := r.cfg.Store.Capsule(ctx, status.ID)
 	switch {
+	case status.State == hostagent.StateAside:
+		return nil // it is left as it is until somebody destroys it
 	case nestbox.CodeOf(err) == nestbox.CodeNotFound:
 		if r.cfg.Now().Sub(status.CreatedAt) < interrupted {
 			return nil // never hasty with what we know nothing of

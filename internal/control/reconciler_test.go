@@ -39,6 +39,65 @@ func TestPassMarksWhatDied(t *testing.T) {
 	})
 }
 
+// TestAside: a capsule that its host has set aside is missing, says why, is left
+// as it is, and can be destroyed.
+func TestAside(t *testing.T) {
+	onBoth(t, func(t *testing.T, w *world) {
+		aside, well := w.create(t), w.create(t)
+		w.host.put(hostagent.Status{ID: aside.ID, State: hostagent.StateAside, Reason: "its record cannot be read"})
+		for range 2 {
+			w.pass(t)
+			require.Equal(t, nestbox.StateMissing, w.get(t, aside.ID).State)
+			require.Equal(t, "its record cannot be read", w.get(t, aside.ID).Reason)
+			require.ElementsMatch(t, []string{aside.ID, well.ID}, w.host.has())
+		}
+		require.Equal(t, well, w.get(t, well.ID))
+		require.NoError(t, w.Capsules.Destroy(t.Context(), w.me, aside.ID))
+		require.Equal(t, []string{well.ID}, w.host.has())
+
+		// Nor is one freed that no row knows of.
+		w.host.put(hostagent.Status{ID: nestbox.NewID(nestbox.PrefixCapsule), State: hostagent.StateAside})
+		w.clock.advance(interrupted)
+		w.pass(t)
+		require.Len(t, w.host.has(), 2)
+	})
+}
+
+// TestSlowCapsules: more capsules than are looked at at once cannot be removed
+// for a long time, and the others do not wait for them.
+func TestSlowCapsules(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.Reconciler.slow = 10 * time.Millisecond
+	release := make(chan struct{})
+	slow := map[string]bool{}
+	for range 2 * actAtOnce {
+		c := w.create(t)
+		slow[c.ID] = true
+		w.host.crash(c.ID)
+	}
+	w.host.step = func(s step) {
+		if s.method == "Destroy" && s.when == "before" && slow[s.id] {
+			<-release
+		}
+	}
+	for range 3 {
+		w.pass(t) // some of them are at work from now on
+	}
+	dead := w.create(t)
+	w.host.crash(dead.ID)
+	require.Eventually(t, func() bool {
+		w.pass(t)
+		return w.get(t, dead.ID).State == nestbox.StateError
+	}, time.Minute, time.Millisecond)
+	close(release)
+	require.Eventually(t, func() bool {
+		w.pass(t)
+		return len(w.host.has()) == 0
+	}, time.Minute, time.Millisecond)
+	w.Reconciler.working.Wait()
+}
+
 // A capsule that comes between the question to the host and the look into the
 // store is not lost.
 func TestPassDuringCreate(t *testing.T) {

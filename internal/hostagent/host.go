@@ -57,7 +57,7 @@ type Info struct {
 type Status struct {
 	ID        string
 	State     State
-	Reason    string // of StateDead
+	Reason    string // of StateDead and StateAside
 	CreatedAt time.Time
 	// UnresponsiveSince is since when the capsule's daemon has not answered;
 	// zero = it does.
@@ -71,5 +71,8 @@ type State string
 const (
 	StateStarting State = "starting"
 	StateRunning  State = "running"
-	StateDead     State = "dead" // its sandbox ended by itself
+	StateDead     State = "dead" // its sandbox ended by itself, or could not be removed whole
+	// StateAside: it cannot be used, and is left as it is until somebody destroys
+	// it or the reason is gone when the host agent starts again.
+	StateAside State = "aside"
 )

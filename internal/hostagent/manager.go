@@ -127,61 +127,88 @@ func (m *Manager) Close() error {
 // recoverAtOnce bounds how many capsules are looked at at the same time.
 const recoverAtOnce = 16
 
-// recover brings memory, disk and sandboxes together after a start.
+// recover brings memory, disk and sandboxes together after a start. A capsule
+// with which something is wrong keeps nobody waiting: it is set aside, or
+// removed in the background.
 func (m *Manager) recover(ctx context.Context) error {
-	recs, err := m.records.all()
+	recs, unread, err := m.records.all()
 	if err != nil {
 		return err
 	}
 	known := map[string]bool{}
+	for id, err := range unread {
+		known[id] = true
+		if !nestbox.ValidID(nestbox.PrefixCapsule, id) {
+			m.cfg.Log.Error("a file among the records of capsules is none of ours", "file", id, keyError, err)
+			continue
+		}
+		m.setAside(record{ID: id}, "its record cannot be read", err)
+	}
 	var group errgroup.Group
 	group.SetLimit(recoverAtOnce)
 	for _, rec := range recs {
 		known[rec.ID] = true
-		group.Go(func() error { return m.recoverOne(ctx, rec) })
+		group.Go(func() error { m.recoverOne(ctx, rec); return nil })
 	}
+	_ = group.Wait()
 	traces, err := m.cfg.Driver.List(ctx)
 	if err != nil {
-		return errors.Join(err, group.Wait())
+		m.cfg.Log.Error("looking for sandboxes that nobody remembers", keyError, err)
 	}
 	for _, id := range traces {
 		if !known[id] {
-			group.Go(func() error {
-				m.cfg.Log.Warn("removing a sandbox that nobody remembers", keyCapsule, id)
-				return m.cfg.Driver.Destroy(ctx, id)
-			})
+			m.cfg.Log.Warn("removing a sandbox that nobody remembers", keyCapsule, id)
+			m.removeLater(record{ID: id})
 		}
 	}
-	return group.Wait()
+	return nil
 }
 
-func (m *Manager) recoverOne(ctx context.Context, rec record) error {
+func (m *Manager) recoverOne(ctx context.Context, rec record) {
 	switch rec.State {
 	case StateStarting: // its Create never answered
 		m.cfg.Log.Warn("removing a capsule whose start was interrupted", keyCapsule, rec.ID)
-		if err := m.cfg.Driver.Destroy(ctx, rec.ID); err != nil {
-			return err
-		}
-		return m.records.remove(rec.ID)
+		m.removeLater(rec)
+		return
 	case StateDead:
 		m.add(&entry{rec: rec})
-		return nil
+		return
 	}
 	sb, err := m.cfg.Driver.Open(ctx, rec.ID)
 	if nestbox.CodeOf(err) == nestbox.CodeNotFound {
 		rec.State, rec.Reason = StateDead, "its sandbox was gone when the host agent started"
 		m.cfg.Log.Warn("capsule died while the host agent was away", keyCapsule, rec.ID)
 		m.add(&entry{rec: rec})
-		return m.records.put(rec)
+		if err := m.records.put(rec); err != nil { // the next start finds the same
+			m.cfg.Log.Error("writing the record of a dead capsule", keyCapsule, rec.ID, keyError, err)
+		}
+		return
 	}
 	if err != nil {
-		return err
+		m.setAside(rec, "its sandbox cannot be opened", err)
+		return
 	}
 	m.cfg.Log.Info("found a running capsule", keyCapsule, rec.ID)
 	c := &entry{rec: rec, access: m.newAccess(sb, rec.Token)}
 	m.add(c)
 	m.watch(c, c.access)
-	return nil
+}
+
+// setAside keeps a capsule that cannot be used, with the reason. What is on disk of
+// it stays as it is.
+func (m *Manager) setAside(rec record, what string, err error) {
+	m.cfg.Log.Error("a capsule is set aside: "+what, keyCapsule, rec.ID, keyError, err)
+	rec.State, rec.Reason = StateAside, what
+	m.add(&entry{rec: rec})
+}
+
+// removeLater removes what there is of a capsule in the background. If that
+// fails it stays, dead.
+func (m *Manager) removeLater(rec record) {
+	rec.State, rec.Reason = StateDead, "it is being removed"
+	c := &entry{rec: rec, busy: make(chan struct{})}
+	m.add(c)
+	m.running.Go(func() { _ = m.forget(m.ctx, c) }) // which logs what fails
 }
 
 func (m *Manager) add(c *entry) {

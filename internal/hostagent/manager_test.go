@@ -217,16 +217,23 @@ func TestRestartCleansUp(t *testing.T) {
 	require.NoError(t, os.WriteFile(path, interrupted, 0o600))
 	require.NoError(t, os.WriteFile(filepath.Join(m.dir, "capsules", ".new-123"), []byte(`{"id":`), 0o600))
 
-	host := m.open()
-	list, err := host.List(t.Context())
-	require.NoError(t, err)
-	require.Empty(t, list)
+	m.requireEmpty(m.open())
+}
+
+// requireEmpty requires that what a start had to remove is removed, soon.
+func (m *machine) requireEmpty(host *hostagent.Manager) {
+	m.t.Helper()
+	require.Eventually(m.t, func() bool {
+		list, err := host.List(m.t.Context())
+		require.NoError(m.t, err)
+		return len(list) == 0
+	}, time.Minute, time.Millisecond)
 	entries, err := os.ReadDir(filepath.Join(m.dir, "capsules"))
-	require.NoError(t, err)
-	require.Empty(t, entries)
-	traces, err := m.driver.List(t.Context())
-	require.NoError(t, err)
-	require.Empty(t, traces)
+	require.NoError(m.t, err)
+	require.Empty(m.t, entries)
+	traces, err := m.driver.List(m.t.Context())
+	require.NoError(m.t, err)
+	require.Empty(m.t, traces)
 }
 
 // TestRestartRemovesStrangers starts a host agent where a sandbox runs that it
@@ -240,29 +247,56 @@ func TestRestartRemovesStrangers(t *testing.T) {
 	require.NoError(t, first.Close())
 	require.NoError(t, os.Remove(filepath.Join(m.dir, "capsules", status.ID+".json")))
 
-	m.open()
-	traces, err := m.driver.List(t.Context())
-	require.NoError(t, err)
-	require.Empty(t, traces)
+	m.requireEmpty(m.open())
 }
 
-// TestGarbageRecord does not guess: a record that cannot be read stops the
-// start, and nothing is destroyed.
+// TestGarbageRecord does not guess: a capsule whose record cannot be read is set
+// aside with its sandbox, and nobody else notices, until it is destroyed.
 func TestGarbageRecord(t *testing.T) {
 	t.Parallel()
-	m := newMachine(t)
-	first := m.open()
-	status, err := first.Create(t.Context(), newID(), spec())
-	require.NoError(t, err)
-	require.NoError(t, first.Close())
-	path := filepath.Join(m.dir, "capsules", status.ID+".json")
-	require.NoError(t, os.WriteFile(path, []byte("garbage"), 0o600))
+	for name, garbage := range map[string]string{
+		"no JSON": "garbage", "empty": "", "half": `{"version":1,"id":"`, "of another": `{"version":1,"id":"cl-0000000000000000000000000"}`,
+		"of a later version": `{"version":99}`, "another kind": `[]`, "large": strings.Repeat("x", 1<<20),
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := newMachine(t)
+			first := m.open()
+			bad, err := first.Create(t.Context(), newID(), spec())
+			require.NoError(t, err)
+			good, err := first.Create(t.Context(), newID(), spec())
+			require.NoError(t, err)
+			require.NoError(t, first.Close())
+			path := filepath.Join(m.dir, "capsules", bad.ID+".json")
+			require.NoError(t, os.WriteFile(path, []byte(garbage), 0o600))
+			require.NoError(t, os.WriteFile(filepath.Join(m.dir, "capsules", "notes.txt"), []byte("mine"), 0o600))
 
-	_, err = hostagent.Open(t.Context(), hostagent.Config{Dir: m.dir, Driver: m.driver, Images: noImages{}, Log: slog.New(slog.DiscardHandler)})
-	require.ErrorContains(t, err, status.ID)
-	traces, err := m.driver.List(t.Context())
-	require.NoError(t, err)
-	require.Equal(t, []string{status.ID}, traces)
+			host := m.open()
+			status, err := host.Get(t.Context(), bad.ID)
+			require.NoError(t, err)
+			require.Equal(t, hostagent.StateAside, status.State)
+			require.Contains(t, status.Reason, "record")
+			_, err = host.Guest(t.Context(), bad.ID)
+			require.Equal(t, nestbox.CodeInvalidState, nestbox.CodeOf(err))
+			kept, err := os.ReadFile(path)
+			require.NoError(t, err)
+			require.Equal(t, garbage, string(kept))
+			traces, err := m.driver.List(t.Context())
+			require.NoError(t, err)
+			require.Contains(t, traces, bad.ID)
+
+			status, err = host.Get(t.Context(), good.ID)
+			require.NoError(t, err)
+			require.Equal(t, hostagent.StateRunning, status.State)
+			another, err := host.Create(t.Context(), newID(), spec())
+			require.NoError(t, err)
+			for _, id := range []string{another.ID, good.ID, bad.ID} {
+				require.NoError(t, host.Destroy(t.Context(), id))
+			}
+			require.NoError(t, os.Remove(filepath.Join(m.dir, "capsules", "notes.txt")))
+			m.requireEmpty(host)
+		})
+	}
 }
 
 // TestFailedCreateLeavesNothing lets the driver fail, and envd never answer.

@@ -62,26 +62,28 @@ func (rs records) put(r record) error {
 
 func (rs records) remove(id string) error { return durable.Remove(rs.path(id)) }
 
-// all reads every record. What is left of an interrupted put is removed. A
-// file that is no record is an error: guessing could destroy a capsule.
-func (rs records) all() ([]record, error) {
+// all reads every record, and returns why others cannot be read, by the id in
+// their names. Those are left as they are: guessing could destroy a capsule. What is
+// left of an interrupted put is removed.
+func (rs records) all() (read []record, unread map[string]error, err error) {
 	entries, err := os.ReadDir(rs.dir)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	var out []record
+	unread = map[string]error{}
 	for _, e := range entries {
 		if durable.Leftover(e.Name()) {
 			_ = os.Remove(filepath.Join(rs.dir, e.Name()))
 			continue
 		}
-		r, err := rs.read(strings.TrimSuffix(e.Name(), ".json"))
-		if err != nil {
-			return nil, err
+		id := strings.TrimSuffix(e.Name(), ".json")
+		if r, err := rs.read(id); err == nil {
+			read = append(read, r)
+		} else {
+			unread[id] = err
 		}
-		out = append(out, r)
 	}
-	return out, nil
+	return read, unread, nil
 }
 
 func (rs records) read(id string) (record, error) {

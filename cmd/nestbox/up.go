@@ -26,6 +26,7 @@ import (
 	"github.com/nestbox/nestbox/internal/envdbin"
 	"github.com/nestbox/nestbox/internal/hostagent"
 	"github.com/nestbox/nestbox/internal/image"
+	"github.com/nestbox/nestbox/internal/reserve"
 	"github.com/nestbox/nestbox/internal/sandbox/gvisor"
 	"github.com/nestbox/nestbox/internal/store"
 )
@@ -45,6 +46,8 @@ func runUp(ctx context.Context, cfg config.Up, log *slog.Logger, ready func(addr
 		return err
 	}
 	undo.add(unlock)
+	room := reserve.New(cfg.Dir)
+	room.GiveIfFull() // to start, so that others can be ended
 
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.Listen)
 	if err != nil {
@@ -62,7 +65,10 @@ func runUp(ctx context.Context, cfg config.Up, log *slog.Logger, ready func(addr
 	if err != nil {
 		return err
 	}
-	ctl := control.New(control.Config{Store: db, Host: host, Log: log, Version: nestbox.Version})
+	ctl := control.New(control.Config{Store: db, Host: host, Log: log, Version: nestbox.Version, MakeRoom: func() {
+		log.Error("the disk is full: a piece of the reserve is given to end capsules", "dir", cfg.Dir)
+		room.Give()
+	}})
 	if err := writeFirstKey(ctx, ctl, cfg.Dir); err != nil {
 		return err
 	}
@@ -73,11 +79,28 @@ func runUp(ctx context.Context, cfg config.Up, log *slog.Logger, ready func(addr
 	log.Info("memory", "limit_mb", limitMemory(cfg.MemoryLimitMB)>>20)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { returnMemory(ctx); return nil })
+	group.Go(func() error { keepReserve(ctx, room, log); return nil })
 	group.Go(func() error { return endOfContext(ctl.Reconciler.Run(ctx)) })
 	group.Go(func() error { return ctl.Keys.Watch(ctx) })
 	group.Go(func() error { return serve(ctx, cfg, ctl, listener, log) })
 	ready(listener.Addr())
 	return group.Wait()
+}
+
+// keepReserve has a reserve of disk space whenever there is room for it.
+func keepReserve(ctx context.Context, room *reserve.Reserve, log *slog.Logger) {
+	tick := time.NewTicker(time.Minute)
+	defer tick.Stop()
+	for {
+		if err := room.Keep(); err != nil {
+			log.Warn("keeping a reserve of disk space", "error", err)
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // openHost starts the host agent of this machine.

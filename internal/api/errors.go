@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"syscall"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -36,7 +37,7 @@ type failure struct {
 }
 
 // failures is the one table from codes to HTTP. An exhausted quota is 429; a
-// full disk, also CodeExhausted, is 507 (see diskFull).
+// full disk, also CodeExhausted, is 507: ENOSPC here, and diskFull of a capsule.
 var failures = map[nestbox.Code]failure{
 	nestbox.CodeInvalid:         {http.StatusBadRequest, "invalid_request"},
 	nestbox.CodeUnauthenticated: {http.StatusUnauthorized, "unauthorized"},
@@ -64,6 +65,10 @@ func (s *server) toBody(ctx context.Context, err error) *errorBody {
 		return body
 	}
 	code := nestbox.CodeOf(err)
+	if code == nestbox.CodeExhausted && errors.Is(err, syscall.ENOSPC) {
+		s.log.LogAttrs(ctx, slog.LevelError, "the disk is full", requestAttr(ctx), slog.Any("error", err))
+		return &errorBody{status: http.StatusInsufficientStorage, Detail: errorDetail{failures[code].code, messageOf(err)}}
+	}
 	if code == nestbox.CodeInternal && ctx.Err() != nil && errors.Is(err, ctx.Err()) {
 		code = nestbox.CodeCanceled
 	}

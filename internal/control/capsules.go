@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/nestbox/nestbox"
@@ -151,7 +152,13 @@ func (c *Capsules) Destroy(ctx context.Context, by Caller, id string) error {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), destroyIn)
 	defer cancel()
-	capsule, err = c.cfg.Store.Transition(ctx, id, nestbox.TriggerDestroy, c.cfg.instant(), "")
+	capsule, err = c.cfg.end(ctx, id, nestbox.TriggerDestroy)
+	if errors.Is(err, syscall.ENOSPC) { // it may be this capsule that has it
+		if err := c.cfg.Host.Destroy(ctx, id); err != nil {
+			c.cfg.Log.Warn("destroying a capsule to make room", keyCapsule, id, keyError, err)
+		}
+		capsule, err = c.cfg.end(ctx, id, nestbox.TriggerDestroy)
+	}
 	if err != nil {
 		return unlessStopped(capsule, err)
 	}
@@ -168,8 +175,19 @@ func (cfg Config) finishDestroy(ctx context.Context, id string) error {
 	if err := cfg.Host.Destroy(ctx, id); err != nil {
 		return &nestbox.Error{Code: nestbox.CodeUnavailable, Message: "sandbox host could not destroy it now; it will try again", Err: err}
 	}
-	capsule, err := cfg.Store.Transition(ctx, id, nestbox.TriggerDestroyed, cfg.instant(), "")
+	capsule, err := cfg.end(ctx, id, nestbox.TriggerDestroyed)
 	return unlessStopped(capsule, err)
+}
+
+// end is a transition towards the end of a capsule, for which room is made on a
+// full disk.
+func (cfg Config) end(ctx context.Context, id string, trigger nestbox.Trigger) (nestbox.Capsule, error) {
+	capsule, err := cfg.Store.Transition(ctx, id, trigger, cfg.instant(), "")
+	if errors.Is(err, syscall.ENOSPC) && cfg.MakeRoom != nil {
+		cfg.MakeRoom()
+		return cfg.Store.Transition(ctx, id, trigger, cfg.instant(), "")
+	}
+	return capsule, err
 }
 
 // unlessStopped drops the error of a transition to where somebody else has

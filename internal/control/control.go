@@ -21,6 +21,10 @@ type Config struct {
 	Log     *slog.Logger
 	Now     func() time.Time // nil = time.Now
 	Version string
+
+	// MakeRoom is called when the database has no space left to end a capsule;
+	// nil = nothing can be done about it.
+	MakeRoom func()
 }
 
 // Control is the control plane.

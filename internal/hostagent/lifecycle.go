@@ -3,6 +3,7 @@ package hostagent
 import (
 	"context"
 	"errors"
+	"syscall"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -33,7 +34,11 @@ func (m *Manager) Create(ctx context.Context, id string, spec nestbox.CapsuleSpe
 	}
 	b, err := m.start(ctx, c.rec, root)
 	if err != nil {
-		return Status{}, errors.Join(err, m.forget(context.WithoutCancel(ctx), c))
+		err = errors.Join(err, m.forget(context.WithoutCancel(ctx), c))
+		if errors.Is(err, syscall.ENOSPC) {
+			err = nestbox.Errorf(nestbox.CodeExhausted, "no space is left on the disk of the capsule's host: %w", err)
+		}
+		return Status{}, err
 	}
 
 	m.mu.Lock()

@@ -12,7 +12,10 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/nestbox/nestbox"
+	"github.com/nestbox/nestbox/internal/durable"
 )
 
 // The template shows the host's programs (/usr, read-only) under an /etc, a
@@ -62,33 +65,84 @@ var masked = map[string][]string{
 	"usr/src":   nil,
 }
 
+// scratch is in memory: whether a template is there already can be found out
+// when the disk is full.
+const scratch = "/run"
+
 // buildMinimal makes the template from the programs of the machine whose root
 // is host, in a sub-directory of store that is named by the content. The same
-// content is built once. A version that is there is never changed or removed:
-// capsules run on it.
+// content is built once. A version that is there is never changed or removed,
+// since capsules run on it, but for one that is not what its name says, which a
+// power cut may have left.
 func buildMinimal(store, host string) (Root, error) {
-	tmp, err := os.MkdirTemp(store, unfinished)
+	b, hash, err := buildIn(scratch, host)
+	if b != nil {
+		defer os.RemoveAll(b.dir)
+	}
+	if err == nil {
+		if final := version(store, hash); b.is(final, hash) {
+			return b.root(final), nil
+		}
+	}
+	b, hash, err = buildIn(store, host)
+	if b != nil {
+		defer os.RemoveAll(b.dir) // no longer there if all went well
+	}
 	if err != nil {
 		return Root{}, err
 	}
-	defer os.RemoveAll(tmp) // no longer there if all went well
-	b := &builder{host: host, dir: tmp}
-	if err := b.build(); err != nil {
-		return Root{}, err
-	}
-	hash, err := b.hash()
-	if err != nil {
-		return Root{}, err
-	}
-	final := filepath.Join(store, nestbox.TemplateMinimal+"-"+hash)
-	if _, err := os.Stat(final); errors.Is(err, fs.ErrNotExist) {
-		if err := os.Rename(tmp, final); err != nil && !errors.Is(err, fs.ErrExist) {
+	final := version(store, hash)
+	if !b.is(final, hash) {
+		if err := b.keep(store, final); err != nil {
 			return Root{}, err
 		}
-	} else if err != nil {
-		return Root{}, err
 	}
 	return b.root(final), nil
+}
+
+func version(store, hash string) string {
+	return filepath.Join(store, nestbox.TemplateMinimal+"-"+hash)
+}
+
+// buildIn builds the template in a new sub-directory of dir, which the caller
+// removes, also on error.
+func buildIn(dir, host string) (b *builder, hash string, err error) {
+	tmp, err := os.MkdirTemp(dir, unfinished)
+	if err != nil {
+		return nil, "", err
+	}
+	b = &builder{host: host, dir: tmp}
+	if err := b.build(); err != nil {
+		return b, "", err
+	}
+	hash, err = b.hash()
+	return b, hash, err
+}
+
+// is reports whether a directory has what b has built.
+func (b *builder) is(dir, hash string) bool {
+	there, err := (&builder{dir: dir, binds: b.binds}).hash()
+	return err == nil && there == hash
+}
+
+// keep makes what is built the version that it is, once it is on disk for good.
+func (b *builder) keep(store, final string) error {
+	dir, err := os.Open(b.dir)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if err := unix.Syncfs(int(dir.Fd())); err != nil {
+		return err
+	}
+	broken := filepath.Join(store, unfinished+filepath.Base(final)) // goes with the next start
+	if err := os.Rename(final, broken); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.Rename(b.dir, final); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return durable.SyncDir(store)
 }
 
 // builder fills one directory: root/ is the base, masks/ what is shown in

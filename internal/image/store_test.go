@@ -52,6 +52,26 @@ func TestBuiltOnce(t *testing.T) {
 	require.Len(t, entries, 1)
 }
 
+// TestHalfWritten: a version that is not what its name says is built again.
+func TestHalfWritten(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	first := minimal(t, dir)
+	passwd := filepath.Join(first.Dir, "etc/passwd")
+	want, err := os.ReadFile(passwd)
+	require.NoError(t, err)
+	require.NoError(t, os.Truncate(passwd, 0))
+	for range 2 { // the second clears up
+		require.Equal(t, first, minimal(t, dir))
+		got, err := os.ReadFile(passwd)
+		require.NoError(t, err)
+		require.Equal(t, want, got)
+	}
+	entries, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	require.Len(t, entries, 1)
+}
+
 func TestContent(t *testing.T) {
 	t.Parallel()
 	root := minimal(t, t.TempDir())

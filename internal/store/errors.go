@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5/pgconn"
+	"golang.org/x/sys/unix"
 	sqlitedriver "modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
 
@@ -31,7 +32,7 @@ func fail(what string, err error) error {
 	case isForeignKey(err):
 		return &nestbox.Error{Code: nestbox.CodeNotFound, Message: "what it belongs to does not exist", Err: err}
 	case isFull(err):
-		return &nestbox.Error{Code: nestbox.CodeExhausted, Message: "the database has no space left", Err: err}
+		return &nestbox.Error{Code: nestbox.CodeExhausted, Message: "no space is left for the database", Err: errors.Join(unix.ENOSPC, err)}
 	case isAway(err):
 		return &nestbox.Error{Code: nestbox.CodeUnavailable, Message: "the database cannot be reached now", Err: err}
 	}
@@ -84,7 +85,8 @@ func isForeignKey(err error) bool {
 }
 
 func isFull(err error) bool {
-	return sqliteCode(err)&0xff == sqlite3.SQLITE_FULL || sqlState(err) == "53100"
+	code := sqliteCode(err)
+	return code&0xff == sqlite3.SQLITE_FULL || code == sqlite3.SQLITE_IOERR_SHMSIZE || sqlState(err) == "53100"
 }
 
 // isAway reports failures that may be over at the next try: no connection, too

@@ -1,14 +1,19 @@
 package e2e
 
 import (
+	"fmt"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
+
+	"github.com/nestbox/nestbox/internal/testbin"
 )
 
 // TestGarbageRecord starts a server one of whose capsules has a record that
@@ -68,4 +73,71 @@ func TestSandboxThatStays(t *testing.T) {
 		_, err := os.Stat(filepath.Dir(busy))
 		return os.IsNotExist(err)
 	}, patience, 50*time.Millisecond)
+}
+
+// TestFullHostDisk fills the disk that a server keeps its state on. It says so,
+// loses nothing, and can be stopped, started, and made to give room.
+func TestFullHostDisk(t *testing.T) {
+	t.Parallel()
+	dir := stateDir(t)
+	image, mount := dir+".ext4", filepath.Join(dir, "disk")
+	require.NoError(t, os.Mkdir(mount, 0o711))
+	for _, args := range [][]string{{"truncate", "-s", "300M", image}, {"mkfs.ext4", "-q", "-m", "0", image}, {"mount", "-o", "loop", image, mount}} {
+		out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
+		require.NoError(t, err, "%s", out)
+	}
+	t.Cleanup(func() {
+		require.NoError(t, unix.Unmount(mount, 0))
+		require.NoError(t, os.Remove(image))
+	})
+	s := &server{t: t, bin: testbin.Nestbox(t), dir: filepath.Join(mount, "state"), addr: freeAddr(t)}
+	require.NoError(t, os.Mkdir(s.dir, 0o711))
+	s.start()
+	t.Cleanup(s.finish)
+	ids := []string{s.newCapsule(), s.newCapsule(), s.newCapsule()}
+	s.background(ids[0], "before", "echo said before; exec sleep 1000")
+	reserve := filepath.Join(s.dir, "reserve")
+	require.Eventually(t, func() bool { _, err := os.Stat(reserve); return err == nil }, patience, 10*time.Millisecond)
+
+	fill(t, mount)
+	answer := call[errorJSON](s, http.MethodPost, "/v1/capsules", none{}, 507)
+	require.Equal(t, "exhausted", answer.Error.Code)
+	res := s.sh(ids[0], `python3 -c "
+import os
+f = os.open('/root/big', os.O_CREAT | os.O_WRONLY)
+try:
+    while True: os.write(f, bytes(1 << 20))
+except OSError as e: print(e.errno)"`)
+	require.Equal(t, "28\n", res.Stdout, "ENOSPC")
+	call[none](s, http.MethodDelete, "/v1/capsules/"+ids[1], nil, 204)
+
+	fill(t, mount)
+	s.signal(syscall.SIGTERM)
+	s.start()
+	require.Equal(t, "said before\n", s.text(path(ids[0], "before")+"/logs"))
+	fill(t, mount)
+	call[none](s, http.MethodDelete, "/v1/capsules/"+ids[2], nil, 204)
+	s.kill9()
+	fill(t, mount)
+	s.start()
+	require.Equal(t, []string{ids[0]}, s.capsuleIDs())
+
+	for _, name := range []string{"fill-1048576", "fill-1024"} {
+		require.NoError(t, os.Remove(filepath.Join(mount, name)))
+	}
+	require.Equal(t, "well\n", s.sh(s.newCapsule(), "echo well").Stdout)
+}
+
+// fill leaves no room on a file system.
+func fill(t *testing.T, dir string) {
+	t.Helper()
+	for _, piece := range []int{1 << 20, 1 << 10} {
+		f, err := os.OpenFile(filepath.Join(dir, fmt.Sprintf("fill-%d", piece)), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+		require.NoError(t, err)
+		for err == nil {
+			_, err = f.Write(make([]byte, piece))
+		}
+		require.ErrorIs(t, err, unix.ENOSPC)
+		require.NoError(t, f.Close())
+	}
 }

@@ -38,7 +38,7 @@ func runUp(ctx context.Context, cfg config.Up, log *slog.Logger, ready func(addr
 	var undo closers
 	defer func() { err = errors.Join(err, undo.close()) }()
 
-	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+	if err := secureStateDir(cfg.Dir); err != nil {
 		return err
 	}
 	unlock, err := lockDir(cfg.Dir)

@@ -80,7 +80,7 @@ const startIn = 2 * time.Minute
 func upDetached(ctx context.Context, cfg config.Up, out io.Writer) error {
 	ctx, cancel := context.WithTimeout(ctx, startIn)
 	defer cancel()
-	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+	if err := secureStateDir(cfg.Dir); err != nil {
 		return err
 	}
 	logPath := filepath.Join(cfg.Dir, "server.log")

@@ -129,6 +129,9 @@ func openHost(ctx context.Context, cfg config.Up, log *slog.Logger, undo *closer
 		return nil, fmt.Errorf("prepare gVisor: %w", err)
 	}
 	undo.add(driver.Close)
+	if err := probe(ctx, driver, images, log); err != nil {
+		return nil, fmt.Errorf("gVisor does not work on this machine with --platform %s: %w", cfg.Platform, err)
+	}
 	id, err := hostID(cfg.Dir)
 	if err != nil {
 		return nil, err

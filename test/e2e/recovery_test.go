@@ -141,3 +141,41 @@ func fill(t *testing.T, dir string) {
 		require.NoError(t, f.Close())
 	}
 }
+
+// TestPlatformThatCannotRun: a server on a platform that does not work here says
+// so, with the cause, and does not start; where it does work it has capsules.
+func TestPlatformThatCannotRun(t *testing.T) {
+	t.Parallel()
+	s := &server{t: t, bin: testbin.Nestbox(t), dir: stateDir(t), addr: freeAddr(t)}
+	cmd := exec.Command(s.bin, "up", "--dir", s.dir, "--listen", s.addr, "--platform", "kvm")
+	log, err := os.Create(filepath.Join(s.dir, "server.log"))
+	require.NoError(t, err)
+	defer log.Close()
+	cmd.Stdout, cmd.Stderr = log, log
+	require.NoError(t, cmd.Start())
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	require.Eventually(t, func() bool {
+		select {
+		case err := <-ended:
+			require.Error(t, err)
+			said, err := os.ReadFile(log.Name())
+			require.NoError(t, err)
+			require.Contains(t, string(said), "--platform kvm: a first sandbox d")
+			ended <- nil
+			return true
+		default:
+			res, err := http.Get("http://" + s.addr + "/health")
+			if err == nil {
+				res.Body.Close()
+				id := s.newCapsule()
+				require.Equal(t, "well\n", s.sh(id, "echo well").Stdout)
+				call[none](s, http.MethodDelete, "/v1/capsules/"+id, nil, 204)
+				require.NoError(t, cmd.Process.Signal(syscall.SIGTERM))
+			}
+			return err == nil
+		}
+	}, patience, 10*time.Millisecond)
+	<-ended
+	requireNoTrace(t, s.dir)
+}

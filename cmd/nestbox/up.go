@@ -60,6 +60,11 @@ func runUp(ctx context.Context, cfg config.Up, log *slog.Logger, ready func(addr
 		return fmt.Errorf("open the database: %w", err)
 	}
 	undo.add(db.Close)
+	owner, err := db.Own(ctx)
+	if err != nil {
+		return err
+	}
+	undo.add(owner.Close)
 
 	host, err := openHost(ctx, cfg, log, &undo)
 	if err != nil {
@@ -78,6 +83,7 @@ func runUp(ctx context.Context, cfg config.Up, log *slog.Logger, ready func(addr
 	}
 	log.Info("memory", "limit_mb", limitMemory(cfg.MemoryLimitMB)>>20)
 	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return owner.Keep(ctx) })
 	group.Go(func() error { returnMemory(ctx); return nil })
 	group.Go(func() error { keepReserve(ctx, room, log); return nil })
 	group.Go(func() error { return endOfContext(ctl.Reconciler.Run(ctx)) })

@@ -20,6 +20,9 @@ const (
 	perProcess = 512 << 10
 	perThread  = 128 << 10
 
+	// kernelMemory is what the kernel of an idle capsule takes.
+	kernelMemory = 32 << 20
+
 	// weighTime is how long weighing may take, but for a first look at each tree,
 	// and maxWeighed how many of one tree are looked at.
 	weighTime  = 300 * time.Millisecond
@@ -38,7 +41,8 @@ func (t *table) KillBiggest(_ context.Context, used int64) (guest.Victim, error)
 	defer t.group.leave()
 	t.biggestKill.Lock()
 	defer t.biggestKill.Unlock()
-	trees, err := t.weigh(used)
+	dying := t.victims.Load() > 0
+	trees, err := t.weigh(used, !dying)
 	if err != nil {
 		return guest.Victim{}, err
 	}
@@ -46,6 +50,9 @@ func (t *table) KillBiggest(_ context.Context, used int64) (guest.Victim, error)
 		return guest.Victim{}, nestbox.Errorf(nestbox.CodeNotFound, "there is no process to kill")
 	}
 	biggest := slices.MaxFunc(trees, func(a, b *heavyTree) int { return int(a.memory - b.memory) })
+	if dying && biggest.memory < used/8 {
+		return guest.Victim{}, nestbox.Errorf(nestbox.CodeUnavailable, "what was killed before is not gone yet, and may hold the memory")
+	}
 	victim := guest.Victim{Memory: biggest.memory}
 	kill := func() error { return t.killUnknown(t.ctx, biggest) }
 	if p := t.byMark(biggest.mark); p != nil {
@@ -56,7 +63,9 @@ func (t *table) KillBiggest(_ context.Context, used int64) (guest.Victim, error)
 		kill = func() error { return t.killTree(t.ctx, p, guest.Kill{Signal: unix.SIGKILL}) }
 		victim.Process = p.record()
 	}
+	t.victims.Add(1)
 	t.group.run(func() {
+		defer t.victims.Add(-1)
 		err := kill()
 		t.slog.Warn("killed a process tree because the capsule is out of memory", "pid", victim.Process.PID, "tag", victim.Process.Tag, "bytes", victim.Memory, "error", err)
 	})
@@ -73,14 +82,18 @@ type heavyTree struct {
 // weigh returns what each tree holds. It may be asked for in a capsule that is so
 // busy that each system call takes a tenth of a second, so it takes few members
 // of a large tree for all of them, and as long as there is time. What is used,
-// and mapped by no process, is looked for in open files, if it is much.
-func (t *table) weigh(used int64) ([]*heavyTree, error) {
+// and mapped by no process, is looked for in open files, if it is much and hidden
+// says so.
+func (t *table) weigh(used int64, hidden bool) ([]*heavyTree, error) {
 	trees, err := t.heavyTrees()
 	if err != nil {
 		return nil, err
 	}
 	slices.SortFunc(trees, func(a, b *heavyTree) int { return len(b.pids) - len(a.pids) })
-	var mapped, most int64
+	mapped, most := int64(kernelMemory), int64(0)
+	if self, err := readStat(os.Getpid()); err == nil {
+		mapped += self.memory
+	}
 	deadline := time.Now().Add(weighTime)
 	for _, tree := range trees {
 		var memory int64
@@ -100,8 +113,8 @@ func (t *table) weigh(used int64) ([]*heavyTree, error) {
 		mapped += tree.memory
 		most = max(most, tree.memory)
 	}
-	if hidden := used - mapped; hidden > most && time.Now().Before(deadline) {
-		weighFiles(trees, hidden)
+	if rest := used - mapped; hidden && rest > most && time.Now().Before(deadline) {
+		weighFiles(trees, rest)
 	}
 	return trees, nil
 }

@@ -37,8 +37,9 @@ type table struct {
 	group       group
 	ctx         context.Context // ends with the table
 	cancel      context.CancelFunc
-	relief      sync.Mutex // held while memory is relieved
-	biggestKill sync.Mutex // held while the biggest tree is killed
+	relief      sync.Mutex   // held while memory is relieved
+	biggestKill sync.Mutex   // held while the biggest tree is killed
+	victims     atomic.Int32 // of KillBiggest that are not gone yet
 	lastMark    atomic.Uint64
 
 	mu       sync.Mutex

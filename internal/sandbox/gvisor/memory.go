@@ -40,7 +40,11 @@ const (
 	// guardPatience is how long nothing may help before the kernel may kill the
 	// sandbox.
 	guardPatience = 40 * time.Second
-	freePause     = 200 * time.Millisecond // after a free that failed
+
+	// How long is waited after a free that failed, more each time, unless still
+	// more memory is taken.
+	firstPause = 200 * time.Millisecond
+	lastPause  = 30 * time.Second
 )
 
 // GuardMemory implements sandbox.Sandbox.
@@ -112,7 +116,7 @@ func (g *memoryGuard) allowed() int64 {
 // has ended. The programs stand still while the daemon chooses one: it would
 // otherwise wait for them, and they would go on taking memory.
 func (g *memoryGuard) relieve(ctx context.Context) {
-	began := time.Now()
+	began, pause := time.Now(), firstPause
 	_ = g.group.LetKernelKill(false)
 	for ctx.Err() == nil {
 		use, err := g.group.MemoryUse()
@@ -129,8 +133,10 @@ func (g *memoryGuard) relieve(ctx context.Context) {
 		err = g.hold(ctx, freed)
 		g.programs.goOn()
 		if err != nil {
-			g.settle(ctx, freePause)
+			g.settle(ctx, pause)
+			pause = min(2*pause, lastPause)
 		} else {
+			pause = firstPause
 			g.calm = time.Now().Add(calmTime)
 			g.settle(ctx, settleTime)
 		}

@@ -82,10 +82,7 @@ func TestFullHostDisk(t *testing.T) {
 	dir := stateDir(t)
 	image, mount := dir+".ext4", filepath.Join(dir, "disk")
 	require.NoError(t, os.Mkdir(mount, 0o711))
-	for _, args := range [][]string{{"truncate", "-s", "300M", image}, {"mkfs.ext4", "-q", "-m", "0", image}, {"mount", "-o", "loop", image, mount}} {
-		out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
-		require.NoError(t, err, "%s", out)
-	}
+	mountSmall(t, image, mount)
 	t.Cleanup(func() {
 		require.NoError(t, unix.Unmount(mount, 0))
 		require.NoError(t, os.Remove(image))
@@ -126,6 +123,20 @@ except OSError as e: print(e.errno)"`)
 		require.NoError(t, os.Remove(filepath.Join(mount, name)))
 	}
 	require.Equal(t, "well\n", s.sh(s.newCapsule(), "echo well").Stdout)
+}
+
+// mountSmall mounts a file system of 300 MiB: ext4 in a file, or in memory on a
+// machine without loop devices.
+func mountSmall(t *testing.T, image, dir string) {
+	t.Helper()
+	for _, args := range [][]string{{"truncate", "-s", "300M", image}, {"mkfs.ext4", "-q", "-m", "0", image}} {
+		out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
+		require.NoError(t, err, "%s", out)
+	}
+	if out, err := exec.Command("mount", "-o", "loop", image, dir).CombinedOutput(); err != nil {
+		t.Logf("no loop device: %s", out)
+		require.NoError(t, unix.Mount("tmpfs", dir, "tmpfs", 0, "size=300m,mode=711"))
+	}
 }
 
 // fill leaves no room on a file system.

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -54,10 +55,7 @@ func newTreeGroups(dir string, maxPids int) (*treeGroups, error) {
 	// A group that hands controllers down can have no processes itself.
 	for _, step := range []func() error{
 		func() error { return makeGroup(own) },
-		func() error { return setGroup(own, "cgroup.procs", os.Getpid()) },
-		func() error {
-			return os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+pids"), 0)
-		},
+		func() error { return handDown(dir, own) },
 		func() error { return setGroup(g.root, "pids.max", maxPids) },
 		func() error { return makeGroup(g.beyond) },
 		func() error { return setGroup(g.beyond, "pids.max", reservedPids) },
@@ -68,6 +66,23 @@ func newTreeGroups(dir string, maxPids int) (*treeGroups, error) {
 	}
 	return g, nil
 }
+
+// handDown moves all processes of a group to one below it, and has it hand down
+// the controller pids. Somebody may come while it does: who looks into the
+// sandbox from outside.
+func handDown(dir, below string) error {
+	for try := 0; ; try++ {
+		(&treeGroup{dir: below}).takeFrom(&treeGroup{dir: dir})
+		err := os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+pids"), 0)
+		if err == nil || !errors.Is(err, unix.EBUSY) || try == maxTries {
+			return err
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// maxTries bounds how often what others may disturb for a moment is tried.
+const maxTries = 1000
 
 func makeGroup(dir string) error {
 	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
@@ -148,7 +163,11 @@ func (g *treeGroups) pids() int {
 
 // takeFrom moves all processes of another group here: those that it has by now.
 func (g *treeGroup) takeFrom(other *treeGroup) {
-	for pids := other.pids(); len(pids) > 0; pids = other.pids() {
+	for range maxTries {
+		pids := other.pids()
+		if len(pids) == 0 {
+			return
+		}
 		for pid := range pids {
 			_ = setGroup(g.dir, "cgroup.procs", pid) // fails if it has ended
 		}

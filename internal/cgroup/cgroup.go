@@ -1,6 +1,6 @@
 // Package cgroup gives sandboxes control groups of their own, on version 1 of
 // the interface, alone or beside version 2 ("hybrid"), and on version 2. It is
-// a leaf: it may import the standard library only.
+// a leaf: it may import the standard library and golang.org/x/sys only.
 package cgroup
 
 import (

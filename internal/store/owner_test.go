@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"context"
+	"database/sql"
 	"testing"
 	"time"
 
@@ -36,5 +37,39 @@ func TestOneOwner(t *testing.T) {
 	require.NoError(t, owner.Close())
 	owner, err = own(second)
 	require.NoError(t, err)
+	require.NoError(t, owner.Close())
+}
+
+// TestOwnerLosesItsSession: the lock is taken again, unless another server was
+// quicker.
+func TestOwnerLosesItsSession(t *testing.T) {
+	t.Parallel()
+	dsn := postgres.Database(t, template)
+	db, err := sql.Open("pgx", dsn)
+	require.NoError(t, err)
+	defer db.Close()
+	cut := func() {
+		var cut bool
+		require.NoError(t, db.QueryRowContext(t.Context(), `SELECT bool_and(pg_terminate_backend(pid, 60000)) FROM pg_locks
+			WHERE locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`).Scan(&cut))
+		require.True(t, cut)
+	}
+	first, second := open(t, dsn), open(t, dsn)
+	owner, err := first.Own(t.Context())
+	require.NoError(t, err)
+	require.NoError(t, owner.Look(t.Context()), "nothing has happened")
+	cut()
+	require.NoError(t, owner.Look(t.Context()))
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	_, err = second.Own(ctx)
+	require.Equal(t, nestbox.CodeConflict, nestbox.CodeOf(err))
+
+	cut()
+	other, err := second.Own(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, nestbox.CodeConflict, nestbox.CodeOf(owner.Look(t.Context())))
+	require.NoError(t, other.Close())
+	require.Eventually(t, func() bool { return owner.Look(t.Context()) == nil }, time.Minute, time.Millisecond, "the other session takes a moment to end")
 	require.NoError(t, owner.Close())
 }

@@ -14,7 +14,10 @@ import (
 // Capsules are the use cases of a capsule's life. To a caller a capsule of
 // another team is like one that does not exist: CodeNotFound. A malformed id
 // is CodeInvalid.
-type Capsules struct{ cfg Config }
+type Capsules struct {
+	cfg      Config
+	activity *activity
+}
 
 // Bounds of the work that goes on after a caller has left.
 const (
@@ -23,9 +26,6 @@ const (
 	cleanUpIn = 30 * time.Second // after a failed create
 	lookIn    = 2 * time.Second  // at what the host knows
 )
-
-// activeStep is how exactly Capsule.LastActiveAt is kept.
-const activeStep = 5 * time.Second
 
 // Create starts a capsule and returns when it runs. A caller that leaves does
 // not leave a half-made capsule: the work goes on to its end, at most createIn.
@@ -138,7 +138,8 @@ func (c *Capsules) read(ctx context.Context, id string) (nestbox.Capsule, error)
 	if !nestbox.ValidID(nestbox.PrefixCapsule, id) {
 		return nestbox.Capsule{}, nestbox.Errorf(nestbox.CodeInvalid, "invalid sandbox ID")
 	}
-	return c.cfg.Store.Capsule(ctx, id)
+	capsule, err := c.cfg.Store.Capsule(ctx, id)
+	return c.activity.seen(capsule)[0], err
 }
 
 // Destroy ends a capsule and returns when everything it used is freed. It
@@ -206,7 +207,7 @@ func (c *Capsules) Ping(ctx context.Context, by Caller, id string) error {
 		err = running(capsule)
 	}
 	if err == nil {
-		c.touch(ctx, capsule)
+		c.activity.capsule(capsule, c.cfg.Now())
 	}
 	return err
 }
@@ -222,7 +223,7 @@ func (c *Capsules) Guest(ctx context.Context, by Caller, id string) (guest.Guest
 	if err != nil {
 		return nil, err
 	}
-	c.touch(ctx, capsule)
+	c.activity.capsule(capsule, c.cfg.Now())
 	return g, nil
 }
 
@@ -249,18 +250,6 @@ func running(capsule nestbox.Capsule) error {
 		status = nestbox.StateStopped
 	}
 	return nestbox.Errorf(nestbox.CodeInvalidState, "sandbox is not running (status: %s)", status)
-}
-
-// touch keeps LastActiveAt. It writes seldom, by what was just read, and is
-// never a reason to fail.
-func (c *Capsules) touch(ctx context.Context, capsule nestbox.Capsule) {
-	now := c.cfg.Now()
-	if now.Sub(capsule.LastActiveAt) < activeStep {
-		return
-	}
-	if err := c.cfg.Store.TouchCapsule(ctx, capsule.ID, now); err != nil {
-		c.cfg.Log.Warn("noting the use of a capsule", keyCapsule, capsule.ID, keyError, err)
-	}
 }
 
 // hostError is what a caller gets to see of a host's error.

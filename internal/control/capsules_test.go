@@ -299,12 +299,55 @@ func TestTouch(t *testing.T) {
 	} {
 		w.clock.advance(c2.after)
 		require.NoError(t, w.Capsules.Ping(t.Context(), w.me, c.ID))
-		require.Equal(t, c2.want, w.get(t, c.ID).LastActiveAt)
+		got, err := w.Capsules.Get(t.Context(), w.me, c.ID)
+		require.NoError(t, err)
+		require.Equal(t, c2.want, got.LastActiveAt)
 	}
 	w.clock.advance(time.Minute)
 	_, err := w.Capsules.Guest(t.Context(), w.me, c.ID)
 	require.NoError(t, err)
-	require.Equal(t, w.clock.Now(), w.get(t, c.ID).LastActiveAt)
+	got, err := w.Capsules.Get(t.Context(), w.me, c.ID)
+	require.NoError(t, err)
+	require.Equal(t, w.clock.Now(), got.LastActiveAt)
+}
+
+// TestUseIsNotedBesideRequests: what a request only notes is written after it, for
+// all together, and is answered meanwhile; what cannot be written waits.
+func TestUseIsNotedBesideRequests(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	c := w.create(t)
+	key, secret, err := w.Keys.Create(t.Context(), w.me.TeamID, "")
+	require.NoError(t, err)
+	begun := w.clock.Now()
+	w.clock.advance(time.Minute)
+	_, err = w.Keys.Authenticate(t.Context(), secret)
+	require.NoError(t, err)
+	_, err = w.Capsules.Guest(t.Context(), w.me, c.ID)
+	require.NoError(t, err)
+	list, _, err := w.Capsules.List(t.Context(), w.me, ListCapsules{})
+	require.NoError(t, err)
+	require.Equal(t, w.clock.Now(), list[0].LastActiveAt)
+	stored := func() (capsule, used time.Time) {
+		k, err := w.store.Key(t.Context(), key.ID)
+		require.NoError(t, err)
+		return w.get(t, c.ID).LastActiveAt, k.LastUsed
+	}
+	active, used := stored()
+	require.Equal(t, begun, active)
+	require.Zero(t, used)
+
+	over, cancel := context.WithCancel(t.Context())
+	cancel()
+	w.Keys.activity.save(over, saveIn)
+	active, _ = stored()
+	require.Equal(t, begun, active, "it could not be written")
+	w.Keys.activity.keep(over) // the last time, when the server stops
+	active, used = stored()
+	require.Equal(t, w.clock.Now(), active)
+	require.Equal(t, w.clock.Now(), used)
+	require.Empty(t, w.Keys.activity.pending.Capsules)
+	require.Empty(t, w.Keys.activity.pending.Keys)
 }
 
 func TestGuestOfADeadCapsule(t *testing.T) {

@@ -1,7 +1,7 @@
 // Package control holds the use cases of the control plane: who may do what to
 // which capsule, and what follows from it. It keeps no capsule state in
-// memory: the store and the hosts have it all, so that any replica can answer
-// any request.
+// memory but when each was last in use, for seconds: the store and the hosts have
+// it all, so that any replica can answer any request.
 //
 // It never imports internal/api or generated code.
 package control
@@ -41,14 +41,15 @@ func New(cfg Config) *Control {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	keys := &Keys{cfg: cfg}
-	capsules := &Capsules{cfg: cfg}
+	activity := newActivity(cfg)
+	keys := &Keys{cfg: cfg, activity: activity}
+	capsules := &Capsules{cfg: cfg, activity: activity}
 	return &Control{
 		Keys:       keys,
 		Capsules:   capsules,
 		Processes:  &Processes{cfg: cfg, capsules: capsules},
 		Ports:      &Ports{cfg: cfg, keys: keys, capsules: capsules},
-		Reconciler: newReconciler(cfg),
+		Reconciler: newReconciler(cfg, activity),
 	}
 }
 

@@ -3,7 +3,6 @@ package control
 import (
 	"context"
 	"strings"
-	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -12,8 +11,9 @@ import (
 
 // Keys are teams and their API keys.
 type Keys struct {
-	cfg   Config
-	holds holds
+	cfg      Config
+	activity *activity
+	holds    holds
 }
 
 // Bounds and defaults of keys.
@@ -21,7 +21,6 @@ const (
 	maxName        = 100 // bytes of a team's or a key's name
 	maxSecret      = 256 // bytes of a secret that is looked at at all
 	defaultKeyName = "Unnamed API Key"
-	lastUsedStep   = time.Minute // how exactly APIKey.LastUsed is kept
 )
 
 // Authenticate returns whose key a secret is, in its wrn_ or its e2b_ form.
@@ -38,12 +37,7 @@ func (k *Keys) Authenticate(ctx context.Context, secret string) (Caller, error) 
 	if err != nil {
 		return Caller{}, err
 	}
-	if now := k.cfg.Now(); now.Sub(key.LastUsed) >= lastUsedStep {
-		// A key is as good when this cannot be noted.
-		if err := k.cfg.Store.TouchKey(ctx, key.ID, now); err != nil {
-			k.cfg.Log.Warn("noting the use of an API key", keyKey, key.ID, keyError, err)
-		}
-	}
+	k.activity.key(key, k.cfg.Now())
 	return Caller{TeamID: key.TeamID, KeyID: key.ID}, nil
 }
 

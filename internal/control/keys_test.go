@@ -65,6 +65,7 @@ func TestLastUsedIsKeptToTheMinute(t *testing.T) {
 	used := func() time.Time {
 		_, err := w.Keys.Authenticate(t.Context(), secret)
 		require.NoError(t, err)
+		w.Keys.activity.save(t.Context(), saveIn)
 		keys, err := w.Keys.List(t.Context(), team.ID)
 		require.NoError(t, err)
 		require.Len(t, keys, 1)

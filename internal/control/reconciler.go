@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"errors"
+	"reflect"
 	"sync"
 	"time"
 
@@ -17,8 +18,9 @@ import (
 // what nobody owns. It decides from the two alone and every step is guarded by
 // the state machine, so that several may run at the same time.
 type Reconciler struct {
-	cfg  Config
-	kick chan struct{} // a pass is due now
+	cfg      Config
+	activity *activity
+	kick     chan struct{} // a pass is due now
 
 	working sync.WaitGroup // jobs
 	slots   chan struct{}  // of jobs that are not slow
@@ -30,12 +32,13 @@ type Reconciler struct {
 
 	// What the pass before saw; only Run's goroutine uses it.
 	hostID      string
-	silentSince time.Time // since when the host has not answered; zero = it does
+	saved       nestbox.HostInfo // what the store has of the host
+	silentSince time.Time        // since when the host has not answered; zero = it does
 }
 
-func newReconciler(cfg Config) *Reconciler {
+func newReconciler(cfg Config, activity *activity) *Reconciler {
 	return &Reconciler{
-		cfg: cfg, kick: make(chan struct{}, 1), slots: make(chan struct{}, actAtOnce), slow: slowAfter,
+		cfg: cfg, activity: activity, kick: make(chan struct{}, 1), slots: make(chan struct{}, actAtOnce), slow: slowAfter,
 		atWork: map[string]struct{}{}, complained: map[string]complaint{},
 	}
 }
@@ -70,13 +73,14 @@ const (
 )
 
 // Run reconciles until ctx ends: a pass at once and every passEvery, and beside
-// it the host's deaths as they happen. What fails is logged and tried again.
+// it the host's deaths as they happen. It also writes down what is in use. What fails is logged and tried again.
 // It returns nil.
 func (r *Reconciler) Run(ctx context.Context) error {
-	var watcher sync.WaitGroup
-	defer watcher.Wait()
+	var beside sync.WaitGroup
+	defer beside.Wait()
 	defer r.working.Wait()
-	watcher.Go(func() { r.watch(ctx) })
+	beside.Go(func() { r.watch(ctx) })
+	beside.Go(func() { r.activity.keep(ctx) })
 
 	tick := time.NewTicker(passEvery)
 	defer tick.Stop()
@@ -151,8 +155,11 @@ func (r *Reconciler) pass(ctx context.Context) error {
 		return errors.Join(err, r.silent(ctx))
 	}
 	r.hostID, r.silentSince = info.ID, time.Time{}
-	if err := r.cfg.Store.SaveHost(ctx, info.HostInfo); err != nil {
-		return err
+	if !reflect.DeepEqual(info.HostInfo, r.saved) { // a write is a sync: not every pass
+		if err := r.cfg.Store.SaveHost(ctx, info.HostInfo); err != nil {
+			return err
+		}
+		r.saved = info.HostInfo
 	}
 	rows, err := r.cfg.Store.LiveCapsules(ctx, info.ID)
 	if err != nil {

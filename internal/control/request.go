@@ -57,7 +57,7 @@ func (c *Capsules) List(ctx context.Context, by Caller, req ListCapsules) (capsu
 	if more {
 		next = cursorAfter(capsules[len(capsules)-1])
 	}
-	return capsules, next, nil
+	return c.activity.seen(capsules...), next, nil
 }
 
 // A cursor is the creation time in microseconds and the id of the last capsule

@@ -62,44 +62,104 @@ type Position struct {
 // next one.
 const maxPageBytes = 1 << 20
 
+// pageStep is how many capsules of a page are read at a time: with the most
+// metadata they are 8 MiB.
+const pageStep = 32
+
 // CapsulesOfTeam returns a page of a team's capsules, newest first, and whether
-// there are more. A page may be shorter than its limit.
+// there are more. A page may be shorter than its limit. What it costs depends on
+// the page, not on how many capsules there are.
 func (s *Store) CapsulesOfTeam(ctx context.Context, teamID string, p Page) (_ []nestbox.Capsule, more bool, err error) {
+	ids, err := s.pageOfTeam(ctx, teamID, p)
+	if err != nil {
+		return nil, false, err
+	}
+	if more = len(ids) > p.Limit; more {
+		ids = ids[:p.Limit]
+	}
+	page := make([]nestbox.Capsule, 0, len(ids))
+	bytes := 0
+	for chunk := range slices.Chunk(ids, pageStep) {
+		found, err := s.capsulesByID(ctx, chunk)
+		if err != nil {
+			return nil, false, err
+		}
+		for _, id := range chunk {
+			c, ok := found[id]
+			if !ok || !slices.Contains(p.States, c.State) {
+				continue // it has changed since
+			}
+			if bytes > maxPageBytes {
+				return page, true, nil
+			}
+			for k, v := range c.Metadata {
+				bytes += len(k) + len(v)
+			}
+			page = append(page, c)
+		}
+	}
+	if len(page) == 0 && more {
+		return s.CapsulesOfTeam(ctx, teamID, p)
+	}
+	return page, more, nil
+}
+
+// pageOfTeam returns the ids of a page, and one more if there is one.
+func (s *Store) pageOfTeam(ctx context.Context, teamID string, p Page) ([]string, error) {
+	query, args := pageQuery(teamID, p)
+	return list(ctx, s, "list capsules", func(r row) (id string, err error) { return id, r.Scan(&id) }, query, args...)
+}
+
+// pageQuery walks along an index for each state, up to the limit.
+func pageQuery(teamID string, p Page) (query string, args []any) {
 	before := int64(math.MaxInt64)
 	if !p.Before.CreatedAt.IsZero() {
 		before = micros(p.Before.CreatedAt)
 	}
-	args := []any{teamID}
-	for _, state := range p.States {
-		args = append(args, state)
+	walks := make([]string, len(p.States))
+	for i, state := range p.States {
+		walks[i] = `SELECT * FROM (SELECT id, created_at FROM capsules
+			WHERE team_id = ? AND state = ? AND (created_at, id) < (?, ?)
+			ORDER BY created_at DESC, id DESC LIMIT ?) AS of_state`
+		args = append(args, teamID, state, before, p.Before.ID, p.Limit+1)
 	}
-	bytes := 0
-	page, err := list(ctx, s, "list capsules", func(r row) (nestbox.Capsule, error) {
-		if bytes > maxPageBytes {
-			return nestbox.Capsule{}, errEnough
-		}
-		c, err := scanCapsule(r)
-		for k, v := range c.Metadata {
-			bytes += len(k) + len(v)
-		}
-		return c, err
-	}, `SELECT `+capsuleColumns+` FROM capsules
-		WHERE team_id = ? AND state IN (`+marks(len(p.States))+`) AND (created_at, id) < (?, ?)
-		ORDER BY created_at DESC, id DESC LIMIT ?`, append(args, before, p.Before.ID, p.Limit+1)...)
-	if errors.Is(err, errEnough) {
-		return page, true, nil
+	return `SELECT id FROM (` + strings.Join(walks, ` UNION ALL `) + `) AS page
+		ORDER BY created_at DESC, id DESC LIMIT ?`, append(args, p.Limit+1)
+}
+
+// capsulesByID returns those of the ids that are of capsules.
+func (s *Store) capsulesByID(ctx context.Context, ids []string) (map[string]nestbox.Capsule, error) {
+	rows, err := list(ctx, s, "list capsules", scanCapsule,
+		`SELECT `+capsuleColumns+` FROM capsules WHERE id IN (`+marks(len(ids))+`)`, anys(ids)...)
+	found := make(map[string]nestbox.Capsule, len(rows))
+	for _, c := range rows {
+		found[c.ID] = c
 	}
-	if len(page) > p.Limit {
-		return page[:p.Limit], true, err
-	}
-	return page, false, err
+	return found, err
 }
 
 // LiveCapsules returns the capsules that hold, or may hold, resources of a
 // host.
 func (s *Store) LiveCapsules(ctx context.Context, hostID string) ([]nestbox.Capsule, error) {
-	return list(ctx, s, "list live capsules", scanCapsule, `SELECT `+capsuleColumns+` FROM capsules
-		WHERE host_id = ? AND state NOT IN (?, ?)`, hostID, nestbox.StateStopped, nestbox.StateError)
+	query, args := liveQuery(hostID)
+	return list(ctx, s, "list live capsules", scanCapsule, query, args...)
+}
+
+func liveQuery(hostID string) (query string, args []any) {
+	return `SELECT ` + capsuleColumns + ` FROM capsules WHERE host_id = ? AND state IN (` + marks(len(liveStates)) + `)`,
+		append([]any{hostID}, anys(liveStates)...)
+}
+
+// liveStates are those that are Live, one by one, for an index to find them
+// among those that have ended.
+var liveStates = []nestbox.CapsuleState{nestbox.StateStarting, nestbox.StateRunning, nestbox.StateMissing, nestbox.StateStopping}
+
+func anys[T any](list []T) []any {
+	out := make([]any, len(list))
+	for i, v := range list {
+		out[i] = v
+	}
+	return out
 }
 
 // Transition moves a capsule along nestbox.Transitions, in one guarded update:
@@ -152,26 +212,26 @@ func transition(t nestbox.Trigger) (nestbox.Transition, error) {
 	return nestbox.Transitions[i], nil
 }
 
-// TouchCapsule notes that a capsule was used. One that is gone is no error.
-func (s *Store) TouchCapsule(ctx context.Context, id string, at time.Time) error {
-	return s.change(ctx, "touch a capsule", func(tx tx) error {
-		_, err := tx.exec(ctx, `UPDATE capsules SET last_active_at = ? WHERE id = ? AND last_active_at < ?`, micros(at), id, micros(at))
-		return err
-	})
-}
-
-// PruneCapsules forgets capsules that came to their end before a time, the
-// oldest first, at most limit of them, and returns how many they were.
+// PruneCapsules forgets capsules that came to their end before a time, at most
+// limit of them, and returns how many they were.
 func (s *Store) PruneCapsules(ctx context.Context, before time.Time, limit int) (pruned int, err error) {
+	query, args := oldQuery(before, limit)
+	ids, err := list(ctx, s, "prune capsules", func(r row) (id string, err error) { return id, r.Scan(&id) }, query, args...)
+	if err != nil || len(ids) == 0 {
+		return 0, err
+	}
 	err = s.change(ctx, "prune capsules", func(tx tx) error {
-		n, err := tx.exec(ctx, `DELETE FROM capsules WHERE id IN (
-				SELECT id FROM capsules WHERE state IN (?, ?) AND updated_at < ? ORDER BY updated_at LIMIT ?)
-			AND state IN (?, ?)`,
-			nestbox.StateStopped, nestbox.StateError, micros(before), limit, nestbox.StateStopped, nestbox.StateError)
+		n, err := tx.exec(ctx, `DELETE FROM capsules WHERE id IN (`+marks(len(ids))+`) AND state NOT IN (`+marks(len(liveStates))+`)`,
+			append(anys(ids), anys(liveStates)...)...) // one may be in destruction since
 		pruned = int(n)
 		return err
 	})
 	return pruned, err
+}
+
+func oldQuery(before time.Time, limit int) (query string, args []any) {
+	return `SELECT id FROM capsules WHERE state IN (?, ?) AND updated_at < ? LIMIT ?`,
+		[]any{nestbox.StateStopped, nestbox.StateError, micros(before), limit}
 }
 
 func scanCapsule(r row) (c nestbox.Capsule, err error) {

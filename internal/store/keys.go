@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"slices"
-	"time"
 
 	"github.com/nestbox/nestbox"
 )
@@ -44,14 +43,6 @@ func (s *Store) DeleteKey(ctx context.Context, teamID, id string) error {
 	})
 }
 
-// TouchKey notes that a key was used. A key that is gone is no error.
-func (s *Store) TouchKey(ctx context.Context, id string, at time.Time) error {
-	return s.change(ctx, "touch an API key", func(tx tx) error {
-		_, err := tx.exec(ctx, `UPDATE api_keys SET last_used_at = ? WHERE id = ? AND last_used_at < ?`, micros(at), id, micros(at))
-		return err
-	})
-}
-
 func scanKey(r row) (k nestbox.APIKey, err error) {
 	var created, used int64
 	err = r.Scan(&k.ID, &k.TeamID, &k.Name, &k.Prefix, &k.Hash, &created, &used)
@@ -69,12 +60,8 @@ func (s *Store) Key(ctx context.Context, id string) (nestbox.APIKey, error) {
 func (s *Store) KeysAmong(ctx context.Context, ids []string) (map[string]bool, error) {
 	found := map[string]bool{}
 	for chunk := range slices.Chunk(ids, 500) {
-		args := make([]any, len(chunk))
-		for i, id := range chunk {
-			args[i] = id
-		}
 		there, err := list(ctx, s, "look for keys", func(r row) (id string, err error) { return id, r.Scan(&id) },
-			`SELECT id FROM api_keys WHERE id IN (`+marks(len(chunk))+`)`, args...)
+			`SELECT id FROM api_keys WHERE id IN (`+marks(len(chunk))+`)`, anys(chunk)...)
 		if err != nil {
 			return nil, err
 		}

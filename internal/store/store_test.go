@@ -246,9 +246,8 @@ func TestTeamsAndKeys(t *testing.T) {
 		requireCode(t, nestbox.CodeNotFound, err)
 
 		k.LastUsed = epoch.Add(time.Minute)
-		require.NoError(t, s.TouchKey(ctx, k.ID, k.LastUsed))
-		require.NoError(t, s.TouchKey(ctx, k.ID, epoch)) // never back
-		require.NoError(t, s.TouchKey(ctx, "key-unknown", epoch))
+		require.NoError(t, s.SaveActivity(ctx, store.Activity{Keys: map[string]time.Time{k.ID: k.LastUsed, "key-unknown": epoch}}))
+		require.NoError(t, s.SaveActivity(ctx, store.Activity{Keys: map[string]time.Time{k.ID: epoch}})) // never back
 		keys, err := s.Keys(ctx, team.ID)
 		require.NoError(t, err)
 		require.Equal(t, []nestbox.APIKey{k}, keys)

@@ -19,10 +19,12 @@ import (
 	"time"
 )
 
-// Mount is where the kernel's control groups are on this machine.
+// Mount is where the kernel's control groups are on this machine. It is not to
+// be copied.
 type Mount struct {
 	unified bool
 	dirs    map[string]string // controller → root of its hierarchy; v2: "" → root
+	events  notifier          // of version 2
 }
 
 // Limits are what a group may use. Its share of CPU time is not limited before

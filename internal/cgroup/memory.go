@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -145,74 +146,100 @@ func (g *Group) MemoryUse() (MemoryUse, error) {
 
 // MemoryWatch tells when a group comes to use more memory than it may. It is
 // used by one goroutine, but for Close.
-type MemoryWatch struct{ file *os.File }
-
-// WatchMemory watches the group's memory. limit is that of SetMemory; the watch
-// looks at what the group uses with the file cache, so that it may tell too often.
-func (g *Group) WatchMemory(limit int64) (*MemoryWatch, error) {
-	watch := g.watchV1
-	if g.m.unified {
-		watch = g.watchV2
-	}
-	fd, err := watch(limit)
-	if err != nil {
-		return nil, fmt.Errorf("watch the memory of control group %s: %w", g.path, err)
-	}
-	return &MemoryWatch{file: os.NewFile(uintptr(fd), "memory of "+filepath.Base(g.path))}, nil
-}
-
-// watchV1 returns an event descriptor that the kernel counts up when the
-// limit is crossed, and when processes must wait
-// (Documentation/admin-guide/cgroup-v1/memory.rst).
-func (g *Group) watchV1(limit int64) (int, error) {
-	events, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
-	if err != nil {
-		return 0, err
-	}
-	for name, argument := range map[string]string{"memory.usage_in_bytes": strconv.FormatInt(limit, 10), "memory.oom_control": ""} {
-		file, err := os.Open(g.file("memory", name))
-		if err == nil {
-			err = write(g.file("memory", "cgroup.event_control"), fmt.Sprintf("%d %d %s", events, file.Fd(), argument))
-			_ = file.Close()
-		}
-		if err != nil {
-			_ = unix.Close(events)
-			return 0, err
-		}
-	}
-	return events, nil
-}
-
-// watchV2 returns a descriptor that can be read when memory.events has changed.
-func (g *Group) watchV2(int64) (int, error) {
-	events, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
-	if err != nil {
-		return 0, err
-	}
-	if _, err := unix.InotifyAddWatch(events, g.file("", "memory.events"), unix.IN_MODIFY); err != nil {
-		_ = unix.Close(events)
-		return 0, err
-	}
-	return events, nil
+type MemoryWatch struct {
+	wait  func(most time.Duration) error
+	close func() error
 }
 
 // Wait returns when the watch tells something, or after at most so long (0 =
 // no limit), or with an error when it is closed.
-func (w *MemoryWatch) Wait(most time.Duration) error {
-	var deadline time.Time
-	if most > 0 {
-		deadline = time.Now().Add(most)
-	}
-	if err := w.file.SetReadDeadline(deadline); err != nil {
-		return err
-	}
-	var buf [4096]byte
-	_, err := w.file.Read(buf[:])
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return nil
-	}
-	return err
-}
+func (w *MemoryWatch) Wait(most time.Duration) error { return w.wait(most) }
 
 // Close ends the watch.
-func (w *MemoryWatch) Close() error { return w.file.Close() }
+func (w *MemoryWatch) Close() error { return w.close() }
+
+// WatchMemory watches the group's memory. limit is that of SetMemory; the watch
+// looks at what the group uses with the file cache, so that it may tell too often.
+func (g *Group) WatchMemory(limit int64) (*MemoryWatch, error) {
+	var w *MemoryWatch
+	var err error
+	if g.m.unified {
+		w, err = g.watchV2()
+	} else {
+		w, err = g.watchV1(limit)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("watch the memory of control group %s: %w", g.path, err)
+	}
+	return w, nil
+}
+
+// watchV1 reads an event descriptor that the kernel counts up when the limit is
+// crossed, and when processes must wait
+// (Documentation/admin-guide/cgroup-v1/memory.rst).
+func (g *Group) watchV1(limit int64) (*MemoryWatch, error) {
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		return nil, err
+	}
+	events := os.NewFile(uintptr(fd), "memory of "+filepath.Base(g.path))
+	for name, argument := range map[string]string{"memory.usage_in_bytes": strconv.FormatInt(limit, 10), "memory.oom_control": ""} {
+		file, err := os.Open(g.file("memory", name))
+		if err == nil {
+			err = write(g.file("memory", "cgroup.event_control"), fmt.Sprintf("%d %d %s", fd, file.Fd(), argument))
+			_ = file.Close()
+		}
+		if err != nil {
+			return nil, errors.Join(err, events.Close())
+		}
+	}
+	wait := func(most time.Duration) error {
+		var deadline time.Time
+		if most > 0 {
+			deadline = time.Now().Add(most)
+		}
+		if err := events.SetReadDeadline(deadline); err != nil {
+			return err
+		}
+		var count [8]byte
+		_, err := events.Read(count[:])
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return nil
+		}
+		return err
+	}
+	return &MemoryWatch{wait: wait, close: events.Close}, nil
+}
+
+// watchV2 waits for changes of memory.events
+// (Documentation/admin-guide/cgroup-v2.rst).
+func (g *Group) watchV2() (*MemoryWatch, error) {
+	id, changed, err := g.m.events.add(g.file("", "memory.events"))
+	if err != nil {
+		return nil, err
+	}
+	closed := make(chan struct{})
+	wait := func(most time.Duration) error {
+		var late <-chan time.Time
+		if most > 0 {
+			timer := time.NewTimer(most)
+			defer timer.Stop()
+			late = timer.C
+		}
+		select {
+		case _, ok := <-changed:
+			if ok {
+				return nil
+			}
+		case <-late:
+			return nil
+		case <-closed:
+		}
+		return os.ErrClosed
+	}
+	return &MemoryWatch{wait: wait, close: sync.OnceValue(func() error {
+		close(closed)
+		g.m.events.remove(id)
+		return nil
+	})}, nil
+}

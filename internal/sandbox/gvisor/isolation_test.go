@@ -313,10 +313,10 @@ func TestOwnersCannotBeMapped(t *testing.T) {
 	d, dir := newDriver(t)
 	c := newCapsule(t, d, dir, plain, small)
 	sandboxtest.Answers(t, c)
-	require.Equal(t, "0:0", c.sh(t, "stat -L -c %u:%g / /etc/passwd /root /usr/local | sort -u"), "what is the template's is copied")
+	require.Equal(t, "0:0", c.sh(t, "stat -L -c %u:%g / /etc/passwd /etc/hosts /root /usr/local | sort -u"), "what is the template's is copied")
 	require.Equal(t, "1000:1000", c.sh(t, "stat -c %u:%g /home/user"))
 	require.Equal(t, "65534:65534", c.sh(t, "stat -c %u:%g /usr /usr/bin/bash | sort -u"), "what is the host's belongs to nobody")
-	c.sh(t, "touch /root/x /usr/x /usr/local/bin/x && su user -s /bin/bash -c 'touch ~/x'")
+	c.sh(t, "echo x >>/etc/hosts && echo x >/etc/hostname && touch /root/x /usr/x /usr/local/bin/x && su user -s /bin/bash -c 'touch ~/x'")
 }
 
 // TestGuardMemory: while a sandbox holds too much, what is inside is

@@ -31,9 +31,6 @@ func (d *Driver) mountRoot(root image.Root, id string, ids userns) error {
 	}
 	binds := append([]image.Bind{{Source: root.Dir, Target: "/"}}, root.Binds...)
 	binds = append(binds, image.Bind{Source: d.cfg.Envd, Target: image.EnvdPath})
-	for _, name := range ownFiles {
-		binds = append(binds, image.Bind{Source: filepath.Join(d.bundle(id), name), Target: "/etc/" + name})
-	}
 	template := filepath.Dir(root.Dir) + "/"
 	for _, b := range binds {
 		target := filepath.Join(d.rootfs(), b.Target)
@@ -50,6 +47,11 @@ func (d *Driver) mountRoot(root image.Root, id string, ids userns) error {
 		}
 		if err != nil {
 			return fmt.Errorf("show %s at %s: %w", b.Source, b.Target, err)
+		}
+	}
+	for _, name := range ownFiles {
+		if err := bind(filepath.Join(d.bundle(id), name), filepath.Join(d.rootfs(), "etc", name), nil); err != nil {
+			return fmt.Errorf("show /etc/%s: %w", name, err)
 		}
 	}
 	return nil

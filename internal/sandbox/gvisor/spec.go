@@ -63,7 +63,9 @@ var capabilities = []string{
 // up the number of processes.
 const ofEnvd = "CAP_SYS_RESOURCE"
 
-// ownFiles are files of /etc that are the sandbox's own.
+// ownFiles are files of /etc that are the sandbox's own. They belong to its root
+// on the host too: before Linux 6.3 the kernel cannot map owners on a tmpfs, which
+// /run is.
 var ownFiles = []string{"hostname", "hosts"}
 
 // The other files of a bundle.
@@ -82,18 +84,22 @@ func (d *Driver) writeBundle(spec sandbox.Spec, firstUID uint32) error {
 		return err
 	}
 	for name, file := range map[string]struct {
-		text string
-		mode os.FileMode
+		text  string
+		mode  os.FileMode
+		owner uint32
 	}{
-		configFile: {string(config), 0o600},
-		"hostname": {spec.ID + "\n", 0o644},
-		"hosts":    {fmt.Sprintf("127.0.0.1\tlocalhost %s\n::1\tlocalhost ip6-localhost ip6-loopback\n", spec.ID), 0o644},
+		configFile: {string(config), 0o600, 0},
+		"hostname": {spec.ID + "\n", 0o644, firstUID},
+		"hosts":    {fmt.Sprintf("127.0.0.1\tlocalhost %s\n::1\tlocalhost ip6-localhost ip6-loopback\n", spec.ID), 0o644, firstUID},
 	} {
 		path := filepath.Join(d.bundle(spec.ID), name)
 		if err := os.WriteFile(path, []byte(file.text), file.mode); err != nil {
 			return err
 		}
 		if err := os.Chmod(path, file.mode); err != nil { // whatever the umask
+			return err
+		}
+		if err := os.Chown(path, int(file.owner), int(file.owner)); err != nil {
 			return err
 		}
 	}

@@ -44,6 +44,10 @@ down: ## stop the server of `make up`; its capsules go on
 test: go-version test-deps vet ## run the whole test suite, installing what it needs
 	@scripts/test
 
+.PHONY: test-vm
+test-vm: go-version ## test in a virtual machine: control groups v2, systemd, power cuts
+	@scripts/test-vm $(SCENARIOS)
+
 .PHONY: deps
 deps:
 	@scripts/install-deps

@@ -11,7 +11,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/nestbox/nestbox"
-	"github.com/nestbox/nestbox/internal/config"
 	"github.com/nestbox/nestbox/internal/control"
 	"github.com/nestbox/nestbox/internal/store"
 )
@@ -19,22 +18,19 @@ import (
 // newKey is `nestbox key …`: API keys, for an operator who can read the database. It
 // works beside a running server.
 func newKey() *cobra.Command {
-	var file, team string
-	cfg := config.DefaultUp()
-	flags := config.DefaultUp()
+	var team string
+	settings := newSettings()
 	cmd := &cobra.Command{Use: "key", Short: "Make, list and delete API keys (on the server's machine)"}
 	p := cmd.PersistentFlags()
-	p.StringVar(&file, "config", "", "YAML file with settings")
-	p.StringVar(&flags.Dir, "dir", flags.Dir, "folder of all state")
-	p.StringVar(&flags.Database, "database", "", "postgres:// URL (default: SQLite in the state folder)")
+	settings.addStateFlags(p)
 	p.StringVar(&team, "team", "", "team id (default: the first team)")
 
 	with := func(f func(cmd *cobra.Command, keys *control.Keys, team string, args []string) error) func(*cobra.Command, []string) error {
 		return func(cmd *cobra.Command, args []string) (err error) {
-			if err := config.Load(&cfg, file, environ()); err != nil {
+			cfg, err := settings.load(cmd)
+			if err != nil {
 				return err
 			}
-			overrideChanged(cmd, &cfg, flags)
 			ctx := cmd.Context()
 			db, err := store.Open(ctx, databaseURL(cfg), slog.New(slog.DiscardHandler))
 			if err != nil {

@@ -45,6 +45,11 @@ func tryLock(dir string) (*os.File, error) {
 	return f, nil
 }
 
+// held reports whether a server works on the directory of a lock file.
+func held(lock *os.File) bool {
+	return errors.Is(unix.Flock(int(lock.Fd()), unix.LOCK_SH|unix.LOCK_NB), unix.EWOULDBLOCK)
+}
+
 // stopServer asks the server of a state directory to end and waits until it
 // has. It returns false if none ran.
 func stopServer(ctx context.Context, dir string) (bool, error) {

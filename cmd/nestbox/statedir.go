@@ -2,47 +2,26 @@ package main
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 
-	"golang.org/x/sys/unix"
+	"github.com/nestbox/nestbox/internal/doctor"
 )
 
 // secureStateDir makes a state directory if need be, and its mode 0700 whatever
-// it was: there are keys in it. It refuses one that is a symbolic link, that is
-// another user's, or in which others may have put something.
+// it was: there are keys in it. See doctor.OpenStateDir for what it refuses.
 func secureStateDir(dir string) error {
-	dir = filepath.Clean(dir) // a slash at the end would follow a link
+	dir = filepath.Clean(dir)
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return err
 	}
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
 	}
-	fd, err := unix.Open(dir, unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENOTDIR) {
-		if target, linkErr := os.Readlink(dir); linkErr == nil {
-			return fmt.Errorf("the state directory %s is a symbolic link; name the directory itself: %s", dir, target)
-		}
-		return fmt.Errorf("the state directory %s is no directory", dir)
-	}
+	f, err := doctor.OpenStateDir(dir)
 	if err != nil {
-		return &os.PathError{Op: "open", Path: dir, Err: err}
-	}
-	f := os.NewFile(uintptr(fd), dir)
-	defer f.Close()
-	var info unix.Stat_t
-	if err := unix.Fstat(fd, &info); err != nil {
 		return err
 	}
-	if int(info.Uid) != os.Geteuid() {
-		return fmt.Errorf("the state directory %s belongs to user %d; if what is in it is yours: chown root %s", dir, info.Uid, dir)
-	}
-	if info.Mode&0o022 != 0 {
-		if names, _ := f.Readdirnames(1); len(names) > 0 {
-			return fmt.Errorf("the state directory %s may be written by others (mode %04o), and is not empty; if what is in it is yours: chmod 700 %s", dir, info.Mode&0o7777, dir)
-		}
-	}
+	defer f.Close()
 	return f.Chmod(0o700)
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/nestbox/nestbox/internal/api"
 	"github.com/nestbox/nestbox/internal/config"
 	"github.com/nestbox/nestbox/internal/control"
+	"github.com/nestbox/nestbox/internal/doctor"
 	"github.com/nestbox/nestbox/internal/door"
 	"github.com/nestbox/nestbox/internal/durable"
 	"github.com/nestbox/nestbox/internal/edge"
@@ -39,6 +40,9 @@ func runUp(ctx context.Context, cfg config.Up, log *slog.Logger, ready func(addr
 	defer func() { err = errors.Join(err, undo.close()) }()
 
 	if err := secureStateDir(cfg.Dir); err != nil {
+		return err
+	}
+	if err := examineMachine(cfg, log); err != nil {
 		return err
 	}
 	unlock, err := lockDir(cfg.Dir)
@@ -93,6 +97,21 @@ func runUp(ctx context.Context, cfg config.Up, log *slog.Logger, ready func(addr
 	return group.Wait()
 }
 
+// examineMachine does the checks of `nestbox doctor`, and refuses a machine on
+// which capsules cannot work.
+func examineMachine(cfg config.Up, log *slog.Logger) error {
+	found := doctor.Examine(doctor.Config{Dir: cfg.Dir, Platform: cfg.Platform})
+	for _, f := range found {
+		if f.Status == doctor.Warn {
+			log.Warn("this machine: "+f.Check, "found", f.Detail, "fix", f.Fix)
+		}
+	}
+	if err := doctor.Err(found); err != nil {
+		return fmt.Errorf("this machine does not have what Nestbox needs (nestbox doctor shows all of it):\n%w", err)
+	}
+	return nil
+}
+
 // keepReserve has a reserve of disk space whenever there is room for it.
 func keepReserve(ctx context.Context, room *reserve.Reserve, log *slog.Logger) {
 	tick := time.NewTicker(time.Minute)
@@ -109,34 +128,43 @@ func keepReserve(ctx context.Context, room *reserve.Reserve, log *slog.Logger) {
 	}
 }
 
-// openHost starts the host agent of this machine.
-func openHost(ctx context.Context, cfg config.Up, log *slog.Logger, undo *closers) (hostagent.Host, error) {
-	envd, err := envdbin.Find(filepath.Join(cfg.Dir, "bin"))
+// openSandboxes prepares gVisor and the templates in a state directory.
+func openSandboxes(dir, platform string, log *slog.Logger, undo *closers) (*gvisor.Driver, *image.Store, error) {
+	envd, err := envdbin.Find(filepath.Join(dir, "bin"))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	self, err := os.Executable()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	images, err := image.NewStore(filepath.Join(cfg.Dir, "images"))
+	images, err := image.NewStore(filepath.Join(dir, "images"))
 	if err != nil {
-		return nil, fmt.Errorf("prepare the templates: %w", err)
+		return nil, nil, fmt.Errorf("prepare the templates: %w", err)
 	}
 	driver, err := gvisor.New(gvisor.Config{
-		StateDir: filepath.Join(cfg.Dir, "sandboxes"),
-		RunDir:   runDir(cfg.Dir),
+		StateDir: filepath.Join(dir, "sandboxes"),
+		RunDir:   runDir(dir),
 		Envd:     envd,
 		Runsc:    []string{self},
-		Platform: cfg.Platform,
+		Platform: platform,
 		Log:      log,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("prepare gVisor: %w", err)
+		return nil, nil, fmt.Errorf("prepare gVisor: %w", err)
 	}
 	undo.add(driver.Close)
+	return driver, images, nil
+}
+
+// openHost starts the host agent of this machine.
+func openHost(ctx context.Context, cfg config.Up, log *slog.Logger, undo *closers) (hostagent.Host, error) {
+	driver, images, err := openSandboxes(cfg.Dir, cfg.Platform, log, undo)
+	if err != nil {
+		return nil, err
+	}
 	if err := probe(ctx, driver, images, log); err != nil {
-		return nil, fmt.Errorf("gVisor does not work on this machine with --platform %s: %w", cfg.Platform, err)
+		return nil, fmt.Errorf("gVisor does not work on this machine with --platform %s: %w; nestbox doctor says more", cfg.Platform, err)
 	}
 	id, err := hostID(cfg.Dir)
 	if err != nil {

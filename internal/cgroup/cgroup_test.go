@@ -113,7 +113,7 @@ func TestLimits(t *testing.T) {
 	m, path := parent(t)
 	g := m.Group(path + "/small")
 	require.NoError(t, g.Create(cgroup.Limits{MemoryBytes: 32 * mib, Pids: 20}))
-	require.Error(t, start(t, g, "dd if=/dev/zero of=/dev/null bs=800M count=1").Wait(), "more than the limit and its margins")
+	require.Error(t, start(t, g, "dd if=/dev/zero of=/dev/null bs=1200M count=1").Wait(), "more than the limit and its margins")
 	ran, err := g.OutOfMemory()
 	require.NoError(t, err)
 	require.Equal(t, cgroup.GroupRanOut, ran)
@@ -152,12 +152,17 @@ func TestMemory(t *testing.T) {
 
 	_, err = input.Write([]byte("go on\n"))
 	require.NoError(t, err)
-	require.Eventually(t, func() bool {
-		use, err := g.MemoryUse()
-		require.NoError(t, err)
-		return use.Held > 80*mib && use.Total >= use.Held
-	}, time.Minute, time.Millisecond)
-	for _, beyond := range []int64{512 * mib, 64 * mib, 0} {
+	holds := func(more int64) func() bool {
+		return func() bool {
+			use, err := g.MemoryUse()
+			require.NoError(t, err)
+			return use.Held > more && use.Total >= use.Held
+		}
+	}
+	require.Eventually(t, holds(limit), time.Minute, time.Millisecond)
+	require.NoError(t, g.SetMemory(limit, 512*mib)) // version 2 slows it down until then
+	require.Eventually(t, holds(80*mib), time.Minute, time.Millisecond)
+	for _, beyond := range []int64{64 * mib, 0} {
 		require.NoError(t, g.SetMemory(limit, beyond))
 	}
 	require.NoError(t, input.Close())
@@ -174,7 +179,7 @@ func TestHostRunsOut(t *testing.T) {
 	require.NoError(t, m.Group(path).Create(cgroup.Limits{MemoryBytes: 32 * mib, Pids: 50}))
 	require.NoError(t, g.Create(cgroup.Limits{MemoryBytes: 4096 * mib, Pids: 50}))
 	require.NoError(t, g.LetKernelKill(false))
-	require.Error(t, start(t, g, "dd if=/dev/zero of=/dev/null bs=800M count=1").Wait())
+	require.Error(t, start(t, g, "dd if=/dev/zero of=/dev/null bs=1200M count=1").Wait())
 	ran, err := g.OutOfMemory()
 	require.NoError(t, err)
 	require.Equal(t, cgroup.HostRanOut, ran)

@@ -142,7 +142,7 @@ func (t *table) heavyTrees() ([]*heavyTree, error) {
 		if grouped[pid] {
 			continue
 		}
-		mark := markOf(pid)
+		mark, _ := markOf(pid)
 		switch {
 		case t.isMark(mark) && byMark[mark] == nil:
 			byMark[mark] = &heavyTree{mark: mark, pids: []int{pid}}

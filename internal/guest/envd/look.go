@@ -115,26 +115,21 @@ func (l *look) mark(pid int) processMark {
 	return m
 }
 
-// readMark reads a mark. In the middle of an exec both the environment and the
-// command line are empty; the command line of no program is. None counts only if
-// it is seen again and again: an exec may have ended in between, and Linux sets
-// the command line a moment before the environment.
+// readMark reads a mark. A process without any environment may be in the middle of
+// an exec, even if it shows one or a command line a moment later. Threads of the
+// kernel have session 0.
 func readMark(pid int) processMark {
-	for range 4 {
-		if mark := markOf(pid); mark != "" {
-			return processMark{mark: mark}
-		}
-		now, err := readStat(pid)
-		if err != nil || now.dead() || now.session > 0 && noCommandLine(pid) { // threads of the kernel have session 0
-			return processMark{unknown: true}
-		}
+	mark, some := markOf(pid)
+	if some {
+		return processMark{mark: mark}
 	}
-	return processMark{}
+	now, err := readStat(pid)
+	return processMark{unknown: err != nil || now.dead() || now.session > 0}
 }
 
-// opaque are processes that never show a command line or an environment, such as
-// those in which gVisor runs programs. Each is taken to be in the middle of an
-// exec for a while, once. The zero value is ready.
+// opaque are processes that show no environment: they were started without one, or
+// never show it, as those in which gVisor runs programs. Each is taken to be in
+// the middle of an exec for a while, once. The zero value is ready.
 type opaque struct {
 	mu    sync.Mutex
 	since map[procID]time.Time
@@ -151,8 +146,8 @@ const (
 	maxOpaque   = 1 << 12
 )
 
-// mayExec reports whether a process that shows nothing may be in the middle of an
-// exec.
+// mayExec reports whether a process that shows no environment may be in the middle
+// of an exec.
 func (o *opaque) mayExec(s procStat) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -165,12 +160,6 @@ func (o *opaque) mayExec(s procStat) bool {
 		return true
 	}
 	return time.Since(first) < longestExec
-}
-
-func noCommandLine(pid int) bool {
-	var buf [1]byte
-	text, err := readProc("/proc/"+strconv.Itoa(pid)+"/cmdline", buf[:])
-	return err == nil && len(text) == 0
 }
 
 // looks shares a look among all who wait for one: a look takes time that grows

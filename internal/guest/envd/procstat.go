@@ -70,18 +70,19 @@ func readProc(path string, buf []byte) ([]byte, error) {
 }
 
 // markOf returns the value of markVariable in the environment that a process
-// was started with; "" if it has none or cleared it.
-func markOf(pid int) string {
+// was started with, "" if it has none or cleared it, and whether it has any
+// environment.
+func markOf(pid int) (mark string, some bool) {
 	env, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/environ")
 	if err != nil {
-		return ""
+		return "", false
 	}
 	for entry := range bytes.SplitSeq(env, []byte{0}) {
 		if value, ok := bytes.CutPrefix(entry, []byte(markVariable+"=")); ok {
-			return string(value)
+			return string(value), true
 		}
 	}
-	return ""
+	return "", len(env) > 0
 }
 
 // listPIDs returns all processes.

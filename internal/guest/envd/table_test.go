@@ -288,12 +288,15 @@ func TestMarkInExec(t *testing.T) {
 	require.Positive(t, seen[processMark{mark: "mine"}])
 	require.Zero(t, seen[processMark{}], "%v", seen)
 
-	bare := exec.Command("/bin/sleep", "1000")
-	bare.Env = []string{}
-	require.NoError(t, bare.Start())
-	defer func() { _ = bare.Process.Kill(); _ = bare.Wait() }()
-	// Start returns when the exec has begun.
-	require.Eventually(t, func() bool { return readMark(bare.Process.Pid) == processMark{} }, time.Minute, time.Millisecond)
+	for _, env := range [][]string{{}, {"OTHER=x"}} {
+		bare := exec.Command("/bin/sleep", "1000")
+		bare.Env = env
+		require.NoError(t, bare.Start())
+		defer func() { _ = bare.Process.Kill(); _ = bare.Wait() }()
+		// Start returns when the exec has begun.
+		require.Eventually(t, func() bool { return readMark(bare.Process.Pid) == processMark{unknown: len(env) == 0} },
+			time.Minute, time.Millisecond)
+	}
 }
 
 // TestArgsAreBounded: large arguments of many processes are not kept whole for

@@ -363,12 +363,12 @@ func (k *treeKill) marked(seen *look, s procStat) (yes, unknown bool) {
 		return false, false
 	case s.session > 0 && k.table.leads(s.session, k.tree):
 		return false, false // a session cannot be joined: this is of another tree
-	case m.unknown:
-		return false, k.table.opaque.mayExec(s)
-	case m.mark == "":
-		return !leaderAlive && s.session == k.tree.pid && !k.table.numberReused(k.tree), false
+	case m.mark != "":
+		return true, false
+	case !leaderAlive && s.session == k.tree.pid && !k.table.numberReused(k.tree):
+		return true, false
 	}
-	return true, false
+	return false, m.unknown && k.table.opaque.mayExec(s)
 }
 
 // numberReused reports whether another process has, or had, the number of

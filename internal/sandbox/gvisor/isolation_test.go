@@ -223,7 +223,7 @@ func TestMemoryLimit(t *testing.T) {
 	d, dir := newDriver(t)
 	c, other := newCapsule(t, d, dir, minimalRoot(t), small), newCapsule(t, d, dir, minimalRoot(t), small)
 	// Nobody guards it, so the kernel ends the program, or all of the sandbox.
-	_, err := c.try(t, "dd if=/dev/zero of=/dev/null bs=900M count=1")
+	_, err := c.try(t, "dd if=/dev/zero of=/dev/null bs=1600M count=1")
 	require.Error(t, err)
 	if _, err := c.try(t, "true"); err != nil {
 		require.Contains(t, sandboxtest.Ended(t, c), "memory")

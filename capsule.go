@@ -198,3 +198,19 @@ func (s CapsuleState) Next(t Trigger) (CapsuleState, error) {
 
 // Live reports whether the capsule holds, or may hold, resources of a host.
 func (s CapsuleState) Live() bool { return s != StateStopped && s != StateError }
+
+// NotRunning returns the CodeInvalidState of what needs a running capsule, for one
+// in this state. reason is why it is in the state, for people; "" = not known.
+func (s CapsuleState) NotRunning(reason string) *Error {
+	text := "sandbox is " + string(s)
+	switch s {
+	case StateStopping: // as the API shows it
+		text = "sandbox is " + string(StateStopped)
+	case StateError:
+		text = "sandbox died"
+	}
+	if reason != "" && (s == StateError || s == StateMissing) {
+		text += ": " + reason
+	}
+	return &Error{Code: CodeInvalidState, Message: text}
+}

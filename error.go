@@ -51,6 +51,16 @@ func Errorf(code Code, format string, args ...any) *Error {
 	return &Error{Code: code, Message: err.Error(), Err: errors.Unwrap(err)}
 }
 
+// MessageOf returns what the caller may get to see of err: the message of the first
+// Error in its chain, unless that is internal. What wraps it was meant for the log.
+func MessageOf(err error) string {
+	var e *Error
+	if !errors.As(err, &e) || e.Code == CodeInternal {
+		return "internal error"
+	}
+	return e.Message
+}
+
 // CodeOf returns the code of the first Error in err's chain, CodeInternal if
 // there is none, and "" for nil.
 func CodeOf(err error) Code {

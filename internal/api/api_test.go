@@ -144,8 +144,8 @@ func TestCapsules(t *testing.T) {
 	require.Len(t, page, 2)
 	r.call(http.MethodGet, "/v1/capsules?all=true", "").expect(http.StatusOK).decode(&page)
 	require.Len(t, page, 3)
-	require.Equal(t, "sandbox is not running (status: stopped)", r.call(http.MethodPost, "/v1/capsules/{id}/ping", "").fails(http.StatusConflict, "invalid_state"))
-	require.Equal(t, "sandbox is not running (status: stopped)",
+	require.Equal(t, "sandbox is stopped", r.call(http.MethodPost, "/v1/capsules/{id}/ping", "").fails(http.StatusConflict, "invalid_state"))
+	require.Equal(t, "sandbox is stopped",
 		r.call(http.MethodPost, "/v1/capsules/{id}/exec", `{"cmd":"echo"}`).fails(http.StatusConflict, "invalid_state"))
 	unknown := "/v1/capsules/cl-0000000000000000000000000"
 	require.Equal(t, "sandbox not found", r.call(http.MethodGet, unknown, "").fails(http.StatusNotFound, "not_found"))

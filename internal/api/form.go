@@ -125,7 +125,7 @@ func (u *upload) keep(part *multipart.Part) error {
 	if err := os.Remove(f.Name()); err != nil { // gone with its last user, whatever happens
 		return fmt.Errorf("spool an upload: %w", err)
 	}
-	src := &source{Reader: u.limited(part, u.s.cfg.MaxUploadBytes)}
+	src := &source{ctx: u.r.Context(), Reader: u.limited(part, u.s.cfg.MaxUploadBytes)}
 	if _, err := io.CopyBuffer(plainWriter{f}, src, make([]byte, copyBuffer)); err != nil {
 		if src.err != nil {
 			return src.err
@@ -148,7 +148,7 @@ func (u *upload) write(from io.Reader) error {
 	if err != nil {
 		return err
 	}
-	src := &source{Reader: from}
+	src := &source{ctx: u.r.Context(), Reader: from}
 	if _, err := files.Write(u.r.Context(), u.path, src, guest.WriteOptions{}); err != nil {
 		return src.failure(err)
 	}

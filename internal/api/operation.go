@@ -187,7 +187,7 @@ var exampleErrors = map[int]errorDetail{
 	http.StatusBadRequest:            {"invalid_request", "body.vcpus: expected integer"},
 	http.StatusUnauthorized:          {"unauthorized", "invalid API key"},
 	http.StatusNotFound:              {"not_found", "sandbox not found"},
-	http.StatusConflict:              {"invalid_state", "sandbox is not running (status: stopped)"},
+	http.StatusConflict:              {"invalid_state", "sandbox is stopped"},
 	http.StatusRequestEntityTooLarge: {"too_large", "file exceeds 100 MB limit"},
 	http.StatusUpgradeRequired:       {"invalid_request", "this is a WebSocket"},
 	http.StatusTooManyRequests:       {"exhausted", "no more processes can be started"},

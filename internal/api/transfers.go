@@ -6,11 +6,13 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/nestbox/nestbox"
+	"github.com/nestbox/nestbox/internal/door"
 	"github.com/nestbox/nestbox/internal/guest"
 )
 
@@ -136,7 +138,7 @@ func (s *server) putFile(w http.ResponseWriter, r *http.Request, in *putFileInpu
 	if err != nil {
 		return err
 	}
-	body := &source{Reader: s.patient(w, r)}
+	body := &source{ctx: r.Context(), Reader: s.patient(w, r)}
 	if _, err := files.Write(r.Context(), in.Path, body, guest.WriteOptions{Mode: mode, User: in.User}); err != nil {
 		return body.failure(err)
 	}
@@ -159,7 +161,15 @@ func parseMode(text string) (uint32, error) {
 // says more than that of the write that it made fail.
 type source struct {
 	io.Reader
-	err error
+	ctx     context.Context //nolint:containedctx // of the request
+	err     error
+	stopped atomic.Bool
+}
+
+// Stop implements guest.Stopper.
+func (s *source) Stop() {
+	s.stopped.Store(true)
+	door.CutBody(s.ctx)
 }
 
 func (s *source) Read(p []byte) (int, error) {
@@ -175,7 +185,7 @@ func (s *source) Read(p []byte) (int, error) {
 
 // failure returns why a write from the source failed.
 func (s *source) failure(err error) error {
-	if s.err != nil {
+	if s.err != nil && !s.stopped.Load() {
 		return s.err
 	}
 	return diskFull(err)

@@ -90,10 +90,7 @@ func (c *Capsules) started(ctx, work context.Context, id string) (nestbox.Capsul
 func (c *Capsules) abandon(ctx context.Context, id string, cause error) error {
 	ctx, cancel := context.WithTimeout(ctx, cleanUpIn)
 	defer cancel()
-	reason := cause.Error()
-	if nestbox.CodeOf(cause) == nestbox.CodeInternal {
-		reason = "internal error" // the whole of it is for the log only
-	}
+	reason := nestbox.MessageOf(cause)
 	c.cfg.Log.Warn("creating a capsule failed", keyCapsule, id, keyError, cause)
 	_, err := c.cfg.Store.Transition(ctx, id, nestbox.TriggerFailed, c.cfg.instant(), reason)
 	if nestbox.CodeOf(err) == nestbox.CodeInvalidState { // it was destroyed, or marked, already
@@ -233,23 +230,26 @@ func (c *Capsules) enter(ctx context.Context, capsule nestbox.Capsule) (guest.Gu
 		return nil, err
 	}
 	g, err := c.cfg.Host.Guest(ctx, capsule.ID)
-	switch nestbox.CodeOf(err) {
-	case nestbox.CodeNotFound, nestbox.CodeInvalidState:
-		// It died, and the Reconciler is about to say so.
-		return nil, &nestbox.Error{Code: nestbox.CodeInvalidState, Message: "sandbox is not running (status: error)", Err: err}
+	if nestbox.CodeOf(err) != nestbox.CodeNotFound {
+		return g, hostError(err)
 	}
-	return g, hostError(err)
+	// It came to its end since, and the store knows why, or the Reconciler is about
+	// to find out.
+	now, err := c.cfg.Store.Capsule(ctx, capsule.ID)
+	if err != nil {
+		return nil, err
+	}
+	if now.State == nestbox.StateRunning {
+		return nil, nestbox.StateError.NotRunning(reasonLost)
+	}
+	return nil, running(now)
 }
 
 func running(capsule nestbox.Capsule) error {
 	if capsule.State == nestbox.StateRunning {
 		return nil
 	}
-	status := capsule.State
-	if status == nestbox.StateStopping { // as the API shows it
-		status = nestbox.StateStopped
-	}
-	return nestbox.Errorf(nestbox.CodeInvalidState, "sandbox is not running (status: %s)", status)
+	return capsule.State.NotRunning(capsule.Reason)
 }
 
 // hostError is what a caller gets to see of a host's error.

@@ -47,7 +47,7 @@ func TestLife(t *testing.T) {
 		requireCode(t, nestbox.CodeInvalidState, w.Capsules.Ping(ctx, w.me, c.ID))
 		_, err = w.Capsules.Guest(ctx, w.me, c.ID)
 		requireCode(t, nestbox.CodeInvalidState, err)
-		require.EqualError(t, err, "sandbox is not running (status: stopped)")
+		require.EqualError(t, err, "sandbox is stopped")
 	})
 }
 
@@ -204,7 +204,7 @@ func TestDestroyWhileTheHostIsAway(t *testing.T) {
 	require.NoError(t, err)
 	require.Empty(t, listed)
 	_, err = w.Capsules.Guest(t.Context(), w.me, c.ID)
-	require.EqualError(t, err, "sandbox is not running (status: stopped)", "as the API shows it")
+	require.EqualError(t, err, "sandbox is stopped", "as the API shows it")
 
 	w.host.setDown(false)
 	w.pass(t)

@@ -154,7 +154,8 @@ type Files interface {
 
 	// Write replaces path with all of r, making missing parents. The old file
 	// stays as it was until all of r is there: if r or ctx fails, nothing
-	// changes. An existing file keeps its owner and mode.
+	// changes. An existing file keeps its owner and mode. If r is a Stopper it is
+	// stopped as soon as the answer is known, so that a slow one is not waited for.
 	Write(ctx context.Context, path string, r io.Reader, opts WriteOptions) (nestbox.FileInfo, error)
 
 	Stat(ctx context.Context, path string) (nestbox.FileInfo, error)
@@ -171,6 +172,12 @@ type Files interface {
 	// Remove removes path and everything below it. Nothing there is no error.
 	// CodeInvalid for "/" and for mount points that cannot be removed.
 	Remove(ctx context.Context, path string) error
+}
+
+// Stopper is a reader whose Read another goroutine can end.
+type Stopper interface {
+	// Stop makes the Read under way, and those that follow, return soon.
+	Stop()
 }
 
 // WriteOptions say how a new file is made.

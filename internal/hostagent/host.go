@@ -36,7 +36,8 @@ type Host interface {
 	List(ctx context.Context) ([]Status, error)
 
 	// Guest lends the inside of a running capsule. CodeNotFound: unknown id.
-	// CodeInvalidState: not running.
+	// CodeInvalidState: not running. When the capsule comes to its end, what is in
+	// progress inside fails with that too.
 	Guest(ctx context.Context, id string) (guest.Guest, error)
 
 	// WatchDeaths calls died for every capsule that is dead now and then for
@@ -62,6 +63,20 @@ type Status struct {
 	// UnresponsiveSince is since when the capsule's daemon has not answered;
 	// zero = it does.
 	UnresponsiveSince time.Time
+}
+
+// NotRunning returns the CodeInvalidState of what needs a running capsule.
+func (s Status) NotRunning() *nestbox.Error {
+	state, reason := nestbox.CapsuleState(s.State), s.Reason
+	switch s.State {
+	case StateDead:
+		state = nestbox.StateError
+	case StateAside:
+		state = nestbox.StateMissing
+	case StateRunning: // it is being destroyed
+		state = nestbox.StateStopping
+	}
+	return state.NotRunning(reason)
 }
 
 // State is where a capsule is on its host.

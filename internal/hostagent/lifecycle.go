@@ -36,7 +36,7 @@ func (m *Manager) Create(ctx context.Context, id string, spec nestbox.CapsuleSpe
 	if err != nil {
 		err = errors.Join(err, m.forget(context.WithoutCancel(ctx), c))
 		if errors.Is(err, syscall.ENOSPC) {
-			err = nestbox.Errorf(nestbox.CodeExhausted, "no space is left on the disk of the capsule's host: %w", err)
+			err = &nestbox.Error{Code: nestbox.CodeExhausted, Message: "no space is left on the disk of the capsule's host", Err: err}
 		}
 		return Status{}, err
 	}
@@ -85,11 +85,11 @@ func (m *Manager) start(ctx context.Context, rec record, root image.Root) (*acce
 	}
 	b := m.newAccess(sb, rec.Token)
 	if err := m.awaitEnvd(ctx, b); err != nil {
-		return nil, errors.Join(err, b.close())
+		return nil, errors.Join(err, b.close(rec.status().NotRunning()))
 	}
 	rec.State = StateRunning
 	if err := m.records.put(rec); err != nil {
-		return nil, errors.Join(nestbox.Errorf(nestbox.CodeInternal, "write the record of capsule %s: %w", rec.ID, err), b.close())
+		return nil, errors.Join(nestbox.Errorf(nestbox.CodeInternal, "write the record of capsule %s: %w", rec.ID, err), b.close(errStopping))
 	}
 	return b, nil
 }
@@ -183,7 +183,7 @@ func (m *Manager) forget(ctx context.Context, c *entry) error {
 	c.access = nil
 	m.mu.Unlock()
 	if b != nil {
-		if err := b.close(); err != nil {
+		if err := b.close(nestbox.StateStopping.NotRunning("")); err != nil {
 			m.cfg.Log.Warn("closing a sandbox", keyCapsule, id, keyError, err)
 		}
 	}

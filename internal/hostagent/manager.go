@@ -117,7 +117,7 @@ func (m *Manager) Close() error {
 	var errs []error
 	for _, c := range m.capsules {
 		if c.access != nil {
-			errs = append(errs, c.access.close())
+			errs = append(errs, c.access.close(errStopping))
 			c.access = nil
 		}
 	}
@@ -226,10 +226,11 @@ func (m *Manager) newAccess(sb sandbox.Sandbox, token string) *access {
 	return &access{sandbox: sb, closed: make(chan struct{}), guest: client}
 }
 
-// close is called once, by who takes the access out of its entry.
-func (b *access) close() error {
+// close is called once, by who takes the access out of its entry. What is in
+// progress inside fails with cause.
+func (b *access) close(cause *nestbox.Error) error {
 	close(b.closed)
-	b.guest.Close()
+	b.guest.CloseBecause(cause)
 	return b.sandbox.Close()
 }
 
@@ -307,7 +308,7 @@ func (m *Manager) bury(c *entry, b *access) {
 	m.mu.Unlock()
 
 	m.cfg.Log.Warn("capsule died", keyCapsule, rec.ID, "reason", rec.Reason)
-	if err := b.close(); err != nil {
+	if err := b.close(rec.status().NotRunning()); err != nil {
 		m.cfg.Log.Warn("closing a dead sandbox", keyCapsule, rec.ID, keyError, err)
 	}
 	// If this fails the record still says running, and the next start of the
@@ -360,7 +361,7 @@ func (m *Manager) Guest(_ context.Context, id string) (guest.Guest, error) {
 		return nil, unknown(id)
 	}
 	if c.rec.State != StateRunning || c.access == nil {
-		return nil, nestbox.Errorf(nestbox.CodeInvalidState, "sandbox is not running (status: %s)", c.rec.State)
+		return nil, c.status().NotRunning()
 	}
 	return lent{Client: c.access.guest, sandbox: c.access.sandbox}, nil
 }
@@ -392,10 +393,12 @@ func (m *Manager) WatchDeaths(ctx context.Context, died func(Status)) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-m.ctx.Done():
-			return nestbox.Errorf(nestbox.CodeUnavailable, "the host agent is stopping")
+			return errStopping
 		}
 	}
 }
+
+var errStopping = nestbox.Errorf(nestbox.CodeUnavailable, "the host agent is stopping")
 
 func unknown(id string) error {
 	return nestbox.Errorf(nestbox.CodeNotFound, "this host has no capsule %.60q", id)

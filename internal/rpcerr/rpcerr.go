@@ -102,8 +102,26 @@ func FromConnect(err error, transport nestbox.Code) error {
 			return &nestbox.Error{Code: code, Message: wire.Message(), Err: err}
 		}
 	}
-	return &nestbox.Error{Code: transport, Message: lostMessage(transport), Err: err}
+	return Lost(err, transport)
 }
+
+// Lost returns the error of a peer that failed, could not be reached, or was lost:
+// IsLost tells. The cause, with its inner addresses, is for the log.
+func Lost(cause error, transport nestbox.Code) error {
+	return &nestbox.Error{Code: transport, Message: lostMessage(transport), Err: &lost{cause}}
+}
+
+// IsLost reports whether err is of a peer that failed, could not be reached, or was
+// lost, as opposed to one that answered with an error.
+func IsLost(err error) bool {
+	_, is := errors.AsType[*lost](err)
+	return is
+}
+
+type lost struct{ cause error }
+
+func (l *lost) Error() string { return l.cause.Error() }
+func (l *lost) Unwrap() error { return l.cause }
 
 func fromPeer(wire *connect.Error, transport nestbox.Code) error {
 	for _, d := range wire.Details() {
@@ -114,7 +132,7 @@ func fromPeer(wire *connect.Error, transport nestbox.Code) error {
 	}
 	code, ok := fromBare[wire.Code()]
 	if !ok {
-		return &nestbox.Error{Code: transport, Message: lostMessage(transport), Err: wire}
+		return Lost(wire, transport)
 	}
 	message := wire.Message()
 	if message == "" {
@@ -140,8 +158,7 @@ func contextMessage(code nestbox.Code) string {
 	return "the request was canceled"
 }
 
-// lostMessage says what a lost connection means to the caller. The cause, with
-// its inner addresses, is for the log.
+// lostMessage says what a lost connection means to the caller.
 func lostMessage(transport nestbox.Code) string {
 	switch transport {
 	case nestbox.CodeGuest:

@@ -8,7 +8,10 @@ package sandbox
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net"
+	"syscall"
 
 	"github.com/nestbox/nestbox"
 	"github.com/nestbox/nestbox/internal/image"
@@ -96,3 +99,13 @@ const EnvdPort = 49983
 
 // EnvToken names the environment variable that hands envd its access token.
 const EnvToken = "NESTBOX_TOKEN"
+
+// DialError is what Sandbox.Dial fails with: CodeUnavailable, which tells what
+// failed only as far as the caller can do something about it.
+func DialError(port uint16, cause error) error {
+	e := &nestbox.Error{Code: nestbox.CodeUnavailable, Message: fmt.Sprintf("port %d cannot be reached", port), Err: cause}
+	if errors.Is(cause, syscall.ECONNREFUSED) {
+		e.Message = fmt.Sprintf("nothing listens on port %d", port)
+	}
+	return e
+}

@@ -40,14 +40,17 @@ func (s *Store) Own(ctx context.Context) (*Ownership, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, ownIn)
 	defer cancel()
-	for {
+	for last := error(nil); ; {
 		err := o.take(ctx)
-		if err == nil {
+		switch {
+		case err == nil:
 			return o, nil
-		}
-		if !errors.Is(err, errOwned) {
+		case ctx.Err() != nil && last != nil:
+			return nil, last
+		case !errors.Is(err, errOwned):
 			return nil, err
 		}
+		last = errOwned
 		select {
 		case <-time.After(ownAgain):
 		case <-ctx.Done():

@@ -17,7 +17,7 @@ func TestOneOwner(t *testing.T) {
 	dsn := postgres.Database(t, template)
 	first, second := open(t, dsn), open(t, dsn)
 	own := func(s *store.Store) (*store.Ownership, error) {
-		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 		defer cancel()
 		return s.Own(ctx)
 	}

@@ -16,14 +16,17 @@ import (
 	guestv1 "github.com/nestbox/nestbox/gen/nestbox/guest/v1"
 	"github.com/nestbox/nestbox/gen/nestbox/guest/v1/guestv1connect"
 	"github.com/nestbox/nestbox/internal/guest"
+	"github.com/nestbox/nestbox/internal/rpcerr"
 )
 
 // baseURL is where every guest is; ClientConfig.Dial decides which it is.
 const baseURL = "http://guest"
 
 const (
-	// dialTimeout bounds the making of one connection.
-	dialTimeout = 8 * time.Second
+	// dialTimeout bounds the making of one connection, and dialPastTimeout that of
+	// one past the daemon, which is then asked whether it lives.
+	dialTimeout     = 8 * time.Second
+	dialPastTimeout = 5 * time.Second
 
 	// idleFor is how long an unused connection is kept. The server must keep
 	// it longer.
@@ -58,6 +61,8 @@ type Client struct {
 	calls     *connect.Client
 	rpc       guestv1connect.GuestServiceClient
 	silentFor time.Duration
+	life      context.Context //nolint:containedctx // until CloseBecause, whose cause it has
+	endLife   context.CancelCauseFunc
 	info      atomic.Pointer[guest.Info] // nil until the daemon was asked
 	pulse     pulse
 	hubs      hubs
@@ -78,6 +83,7 @@ func NewClient(cfg ClientConfig) *Client {
 		looks:   looks{after: lookAfter, in: lookIn},
 		inCalls: newSlots(maxCalls), inStreams: newSlots(maxStreams), dialing: newSlots(maxDials), dialPast: newSlots(maxDials),
 	}
+	c.life, c.endLife = context.WithCancelCause(context.Background())
 	c.transport = &http.Transport{
 		DialContext:            func(ctx context.Context, _, _ string) (net.Conn, error) { return c.dial(ctx) },
 		DisableCompression:     true,
@@ -117,9 +123,16 @@ func sendHeader(header http.Header) connect.ClientInterceptor {
 	}
 }
 
-// Close cuts every connection, so that calls, readers and dialled connections
-// that are open fail, and lets no new one be made.
+// Close is CloseBecause for no reason that is of interest to callers.
 func (c *Client) Close() {
+	c.CloseBecause(nestbox.Errorf(nestbox.CodeGuest, "the connection to the capsule is closed"))
+}
+
+// CloseBecause cuts every connection, so that calls, readers and dialled connections
+// that are open fail, and lets no new one be made. Calls and readers then fail
+// with cause, that of the first of several.
+func (c *Client) CloseBecause(cause *nestbox.Error) {
+	c.endLife(cause)
 	c.conns.cut()
 	c.transport.CloseIdleConnections()
 	c.hubs.close()
@@ -135,15 +148,18 @@ func (c *Client) dial(ctx context.Context) (net.Conn, error) {
 	ctx, cancelTimeout := context.WithTimeoutCause(ctx, dialTimeout, errUnresponsive)
 	defer cancelTimeout()
 	if err := c.dialing.wait(ctx); err != nil {
-		return nil, fromWire(err)
+		return nil, c.fromWire(err)
 	}
 	defer c.dialing.give()
 	conn, err := c.cfg.Dial(ctx)
 	if err != nil {
 		if ctx.Err() != nil {
-			err = context.Cause(ctx)
+			return nil, c.fromWire(context.Cause(ctx))
 		}
-		return nil, fromWire(err)
+		if code := nestbox.CodeOf(err); code == nestbox.CodeInternal || code == nestbox.CodeUnavailable {
+			err = rpcerr.Lost(err, nestbox.CodeGuest)
+		}
+		return nil, c.explain(err)
 	}
 	if tcp, ok := conn.(interface{ SetReadBuffer(int) error }); ok {
 		_ = tcp.SetReadBuffer(kernelBuffer) // best effort: it is a bound on what the kernel holds
@@ -177,7 +193,7 @@ func guarded[Req, Res any](ctx context.Context, c *Client, most time.Duration, d
 	g.wait(most)
 	res, err := do(ctx, req)
 	if err != nil {
-		return nil, fromWire(orContext(ctx, err))
+		return nil, c.fromWire(orContext(ctx, err))
 	}
 	c.pulse.beat()
 	return res, nil
@@ -194,7 +210,7 @@ func (c *Client) Ping(ctx context.Context) (guest.Info, error) {
 func (c *Client) ping(ctx context.Context) (guest.Info, error) {
 	res, err := c.rpc.Ping(ctx, &guestv1.PingRequest{})
 	if err != nil {
-		return guest.Info{}, fromWire(orContext(ctx, err))
+		return guest.Info{}, c.fromWire(orContext(ctx, err))
 	}
 	if err := checkInfo(res); err != nil {
 		return guest.Info{}, err
@@ -252,7 +268,7 @@ func (c *Client) Dial(ctx context.Context, port uint16) (net.Conn, error) {
 		tunnel, err := openTunnel(guarded, conn, port, c.cfg.Header)
 		if err != nil {
 			_ = conn.Close()
-			return nil, fromWire(orContext(guarded, err))
+			return nil, c.fromWire(orContext(guarded, err))
 		}
 		return tunnel, nil
 	})
@@ -263,22 +279,32 @@ func (c *Client) Dial(ctx context.Context, port uint16) (net.Conn, error) {
 // CodeExhausted: there are too many.
 func (c *Client) DialPast(ctx context.Context, dial func(context.Context) (net.Conn, error)) (net.Conn, error) {
 	return c.hold(func() (net.Conn, error) {
-		ctx, cancel := context.WithTimeoutCause(ctx, dialTimeout, nestbox.Errorf(nestbox.CodeTimeout, "the port does not accept connections"))
+		ctx, cancel := context.WithTimeoutCause(ctx, dialPastTimeout, errNotAccepted)
 		defer cancel()
+		ctx, g := c.guard(ctx)
+		defer g.release()
+		g.wait(0)
 		if err := c.dialPast.wait(ctx); err != nil {
-			return nil, err
+			return nil, c.explain(err)
 		}
 		defer c.dialPast.give()
 		conn, err := dial(ctx)
-		if err != nil && ctx.Err() != nil {
-			return nil, context.Cause(ctx)
+		switch {
+		case err == nil:
+			return c.conns.add(conn)
+		case ctx.Err() == nil:
+			return nil, c.explain(err)
 		}
-		if err != nil {
-			return nil, err
+		if err = context.Cause(ctx); err == errNotAccepted { // the program's fault, or everybody's
+			if c.pulse.look(context.WithoutCancel(ctx), c, c.looks.in) != nil {
+				err = c.unresponsive()
+			}
 		}
-		return c.conns.add(conn)
+		return nil, c.explain(err)
 	})
 }
+
+var errNotAccepted = nestbox.Errorf(nestbox.CodeTimeout, "the port does not accept connections")
 
 // hold makes a connection that counts as a stream until it is closed.
 func (c *Client) hold(open func() (net.Conn, error)) (net.Conn, error) {
@@ -345,7 +371,7 @@ func (s *connSet) add(conn net.Conn) (net.Conn, error) {
 	defer s.mu.Unlock()
 	if s.open == nil {
 		_ = conn.Close()
-		return nil, nestbox.Errorf(nestbox.CodeGuest, "the connection to the capsule is closed")
+		return nil, rpcerr.Lost(net.ErrClosed, nestbox.CodeGuest)
 	}
 	s.open[c] = struct{}{}
 	return c, nil

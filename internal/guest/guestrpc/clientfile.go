@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"sync"
+	"sync/atomic"
 
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
@@ -34,12 +35,12 @@ func (f files) Read(ctx context.Context, path string) (io.ReadCloser, nestbox.Fi
 		return nil, nestbox.FileInfo{}, err
 	}
 	ctx, g := f.client.guard(ctx)
-	d := &download{ctx: ctx, guard: g, give: sync.OnceFunc(f.client.inStreams.give)}
+	d := &download{client: f.client, ctx: ctx, guard: g, give: sync.OnceFunc(f.client.inStreams.give)}
 	var first guestv1.ReadFileResponse
 	err := d.open(f.client, path, &first)
 	if err != nil {
 		_ = d.Close()
-		return nil, nestbox.FileInfo{}, fromWire(err)
+		return nil, nestbox.FileInfo{}, f.client.fromWire(err)
 	}
 	return d, fileFromWire(first.GetInfo()), nil
 }
@@ -69,6 +70,7 @@ func unexpectedEOF(err error) error {
 // download reads the content of a file. Only the message that says so is its
 // end.
 type download struct {
+	client *Client
 	ctx    context.Context //nolint:containedctx // of the whole download, as guest.Files has it
 	stream connect.ClientStream
 	guard  *guard
@@ -113,12 +115,12 @@ func (d *download) fill() error {
 		err := d.frame.receive(d.stream)
 		d.guard.rest()
 		if err != nil {
-			d.err = fromWire(orContext(d.ctx, unexpectedEOF(err)))
+			d.err = d.client.fromWire(orContext(d.ctx, unexpectedEOF(err)))
 			continue
 		}
 		var isData bool
 		if d.rest, isData, err = d.frame.bytes(readFileResponseData); err != nil {
-			d.err = fromWire(err)
+			d.err = d.client.fromWire(err)
 		} else if !isData {
 			d.err = d.last()
 		}
@@ -133,10 +135,10 @@ func (d *download) fill() error {
 func (d *download) last() error {
 	var message guestv1.ReadFileResponse
 	if err := proto.Unmarshal(d.frame.buf, &message); err != nil {
-		return fromWire(err)
+		return d.client.fromWire(err)
 	}
 	if !message.GetDone() {
-		return fromWire(io.ErrUnexpectedEOF)
+		return d.client.fromWire(io.ErrUnexpectedEOF)
 	}
 	_ = d.frame.receive(d.stream) // the end of the stream, so that its connection can be used again
 	return io.EOF
@@ -172,29 +174,39 @@ func (f files) Write(ctx context.Context, path string, r io.Reader, opts guest.W
 	call := procedure(guestv1connect.GuestServiceWriteFileProcedure, connect.StreamTypeClient)
 	stream, err := f.client.calls.CallClientStream(callCtx, call)
 	if err != nil {
-		return nestbox.FileInfo{}, fromWire(err)
+		return nestbox.FileInfo{}, f.client.fromWire(err)
 	}
 	defer stream.Close()
 	header := &guestv1.WriteFileHeader{Path: path, Mode: opts.Mode, User: opts.User}
 	err = stream.Send(&guestv1.WriteFileRequest{Message: &guestv1.WriteFileRequest_Header{Header: header}})
+	var source content
+	source.Reader = r
+	defer context.AfterFunc(callCtx, source.stop)()
 	// The answer is awaited meanwhile, because one that comes early, such as
 	// that the disk is full, is lost if the connection breaks first.
 	var res guestv1.WriteFileResponse
 	answer := make(chan error, 1)
-	go func() { answer <- stream.Receive(&res) }()
+	go func() {
+		err := stream.Receive(&res)
+		source.stop()
+		answer <- err
+	}()
 	if err == nil {
-		err = upload(stream, r, g)
+		err = upload(stream, &source, g)
 	}
 	if err != nil && !errors.Is(err, io.EOF) {
+		answered := callCtx.Err() == nil && source.stopped.Load()
 		err = orContext(callCtx, err)
 		g.release() // what is not done is cut, and so changes nothing
-		<-answer
-		return nestbox.FileInfo{}, fromWire(err)
+		if early := <-answer; answered {
+			err = unexpectedEOF(early)
+		}
+		return nestbox.FileInfo{}, f.client.fromWire(err)
 	}
 	// io.EOF means that the server reads no more: the answer says why.
 	g.wait(workIn)
 	if err := <-answer; err != nil {
-		return nestbox.FileInfo{}, fromWire(orContext(callCtx, unexpectedEOF(err)))
+		return nestbox.FileInfo{}, f.client.fromWire(orContext(callCtx, unexpectedEOF(err)))
 	}
 	if err := checkFile(res.GetInfo()); err != nil {
 		return nestbox.FileInfo{}, err
@@ -202,9 +214,26 @@ func (f files) Write(ctx context.Context, path string, r io.Reader, opts guest.W
 	return fileFromWire(res.GetInfo()), nil
 }
 
+// content is what is uploaded.
+type content struct {
+	io.Reader
+	ended   atomic.Bool // all of it was read
+	stopped atomic.Bool // before that
+}
+
+// stop has the reader read no more.
+func (c *content) stop() {
+	if c.ended.Load() || c.stopped.Swap(true) {
+		return
+	}
+	if s, ok := c.Reader.(guest.Stopper); ok {
+		s.Stop()
+	}
+}
+
 // upload sends all of r. It returns io.EOF if the server reads no more. Only the
 // server is waited for under guard: r is as slow as its sender.
-func upload(stream connect.ClientStream, r io.Reader, g *guard) error {
+func upload(stream connect.ClientStream, r *content, g *guard) error {
 	buf := make([]byte, minUpload) // it grows with a source that is fast
 	data := &guestv1.WriteFileRequest_Data{}
 	message := &guestv1.WriteFileRequest{Message: data}
@@ -223,6 +252,7 @@ func upload(stream connect.ClientStream, r io.Reader, g *guard) error {
 		}
 		switch {
 		case err == io.EOF: // only this, bare, is a reader's end
+			r.ended.Store(true)
 			done := &guestv1.WriteFileRequest{Message: &guestv1.WriteFileRequest_Done{Done: true}}
 			if err := stream.Send(done); err != nil {
 				return err
@@ -279,7 +309,7 @@ func (f files) List(ctx context.Context, path string, depth int) ([]nestbox.File
 	g.wait(workIn)
 	stream, err := f.client.rpc.ListFiles(ctx, &guestv1.ListFilesRequest{Path: path, Depth: int32(depth)})
 	if err != nil {
-		return nil, fromWire(orContext(ctx, err))
+		return nil, f.client.fromWire(orContext(ctx, err))
 	}
 	defer stream.Close()
 	l := &listing{entries: []nestbox.FileInfo{}}
@@ -289,7 +319,7 @@ func (f files) List(ctx context.Context, path string, depth int) ([]nestbox.File
 			return l.entries, nil
 		}
 		if err != nil {
-			return nil, fromWire(orContext(ctx, err))
+			return nil, f.client.fromWire(orContext(ctx, err))
 		}
 		if err := l.add(ctx, message.GetEntries()); err != nil {
 			return nil, err

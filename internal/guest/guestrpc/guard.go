@@ -27,16 +27,20 @@ const (
 	// take its time: removing a large tree, the end of a large upload.
 	killIn = 2 * time.Minute
 	workIn = 10 * time.Minute
-)
 
-// errUnresponsive is what calls to a frozen daemon end with.
-var errUnresponsive = nestbox.Errorf(nestbox.CodeTimeout, "the capsule's daemon does not answer")
+	// frozenLook is how soon a daemon that did not answer lately is asked again, and
+	// how long it then may take: who calls it gets to know within a second.
+	frozenLook = 400 * time.Millisecond
+)
 
 // guard ends a context when the daemon shows no life while it is waited for, or
 // when it is waited for too long. It is used by one goroutine at a time.
 type guard struct {
 	client *Client
 	cancel context.CancelCauseFunc
+	apart  func() bool   // from the client's life
+	every  time.Duration // between looks at the daemon
+	late   error         // after the longest time; nil = one that says how long that was
 
 	mu    sync.Mutex
 	timer *time.Timer
@@ -44,11 +48,12 @@ type guard struct {
 	most  time.Duration // it may take; 0 = no limit but signs of life
 }
 
-// guard returns a context that ends with ctx, or because of the guard, and the
-// guard, which must be released.
+// guard returns a context that ends with ctx, with the client or because of the
+// guard, and the guard, which must be released.
 func (c *Client) guard(ctx context.Context) (context.Context, *guard) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	return asCall(ctx), &guard{client: c, cancel: cancel}
+	apart := context.AfterFunc(c.life, func() { cancel(context.Cause(c.life)) })
+	return asCall(ctx), &guard{client: c, cancel: cancel, apart: apart, every: c.looks.after}
 }
 
 // wait says that the daemon is waited for from now on, for at most that long.
@@ -56,11 +61,15 @@ func (g *guard) wait(most time.Duration) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.since, g.most = time.Now(), most
+	first := g.every
+	if !g.client.pulse.frozenSince().IsZero() {
+		first = min(first, frozenLook)
+	}
 	if g.timer == nil {
-		g.timer = time.AfterFunc(g.client.looks.after, g.look)
+		g.timer = time.AfterFunc(first, g.look)
 		return
 	}
-	g.timer.Reset(g.client.looks.after)
+	g.timer.Reset(first)
 }
 
 // rest says that nothing is waited for.
@@ -76,6 +85,7 @@ func (g *guard) rest() {
 // release frees the guard and ends its context.
 func (g *guard) release() {
 	g.rest()
+	g.apart()
 	g.cancel(nil)
 }
 
@@ -87,17 +97,23 @@ func (g *guard) look() {
 	if since.IsZero() {
 		return
 	}
-	err := g.client.pulse.look(context.Background(), g.client)
+	in := g.client.looks.in
+	if !g.client.pulse.frozenSince().IsZero() {
+		in = min(in, frozenLook)
+	}
+	err := g.client.pulse.look(context.Background(), g.client, in)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	switch {
 	case !g.since.Equal(since): // it waits for something else by now
 	case err != nil:
-		g.cancel(errUnresponsive)
+		g.cancel(g.client.unresponsive())
+	case most > 0 && time.Since(since) >= most && g.late != nil:
+		g.cancel(g.late)
 	case most > 0 && time.Since(since) >= most:
 		g.cancel(nestbox.Errorf(nestbox.CodeTimeout, "the capsule's daemon lives, but did not answer within %v", most))
 	default:
-		g.timer.Reset(g.client.looks.after)
+		g.timer.Reset(g.every)
 	}
 }
 
@@ -129,9 +145,9 @@ func (p *pulse) frozenSince() time.Time {
 	return p.frozen
 }
 
-// look returns nil if the daemon has shown life lately, or does when it is
-// asked.
-func (p *pulse) look(ctx context.Context, c *Client) error {
+// look returns nil if the daemon has shown life lately, or does within in when it
+// is asked.
+func (p *pulse) look(ctx context.Context, c *Client, in time.Duration) error {
 	p.mu.Lock()
 	if time.Since(p.last) < c.looks.after {
 		p.mu.Unlock()
@@ -139,7 +155,11 @@ func (p *pulse) look(ctx context.Context, c *Client) error {
 	}
 	if looking := p.looking; looking != nil {
 		p.mu.Unlock()
-		<-looking
+		select {
+		case <-looking:
+		case <-time.After(in):
+			return errUnresponsive
+		}
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		return p.err
@@ -148,7 +168,7 @@ func (p *pulse) look(ctx context.Context, c *Client) error {
 	p.mu.Unlock()
 
 	began := time.Now()
-	ctx, cancel := context.WithTimeoutCause(ctx, c.looks.in, errUnresponsive)
+	ctx, cancel := context.WithTimeoutCause(ctx, in, errUnresponsive)
 	_, err := c.ping(asCall(ctx))
 	cancel()
 
@@ -165,7 +185,7 @@ func (p *pulse) look(ctx context.Context, c *Client) error {
 // Look asks the daemon whether it lives, unless it has shown that lately, and
 // returns since when it has not; zero = it lives. It takes at most lookIn.
 func (c *Client) Look(ctx context.Context) (frozenSince time.Time) {
-	_ = c.pulse.look(ctx, c) // the pulse has it
+	_ = c.pulse.look(ctx, c, c.looks.in) // the pulse has it
 	return c.pulse.frozenSince()
 }
 

@@ -25,7 +25,8 @@ const (
 	aliveEvery = 15 * time.Second
 
 	// silentFor is how long an output stream may say nothing at all before its
-	// client takes the connection to be lost.
+	// client takes the connection to be lost. After half of it the daemon is asked
+	// whether it lives.
 	silentFor = 3 * aliveEvery
 
 	// maxMessage bounds what is sent to a daemon in one message: the largest is

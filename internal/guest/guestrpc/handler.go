@@ -40,6 +40,8 @@ func newHandler(lookup Lookup, alive time.Duration) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		g, err := lookup(r)
 		if err != nil {
+			// The rest of a body, which may never come, is not waited for.
+			_ = http.NewResponseController(w).SetReadDeadline(longAgo)
 			rpcerr.WriteHTTP(w, r, err)
 			return
 		}
@@ -50,7 +52,9 @@ func newHandler(lookup Lookup, alive time.Duration) http.Handler {
 			}
 			defer listings.give()
 		}
-		mux.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), guestKey{}, g)))
+		ctx := context.WithValue(r.Context(), guestKey{}, g)
+		ctx = context.WithValue(ctx, connectionKey{}, http.NewResponseController(w))
+		mux.ServeHTTP(w, r.WithContext(ctx))
 	})
 }
 
@@ -94,6 +98,17 @@ type guestKey struct{}
 func guestOf(ctx context.Context) guest.Guest {
 	g, _ := ctx.Value(guestKey{}).(guest.Guest)
 	return g
+}
+
+type connectionKey struct{}
+
+var longAgo = time.Unix(1, 0)
+
+// cutRequest ends the reading of the request of ctx.
+func cutRequest(ctx context.Context) {
+	if rc, ok := ctx.Value(connectionKey{}).(*http.ResponseController); ok {
+		_ = rc.SetReadDeadline(longAgo) // every server of ours can
+	}
 }
 
 // handler serves the guest of each request's context.

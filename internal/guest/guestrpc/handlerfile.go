@@ -55,7 +55,7 @@ func (handler) WriteFile(ctx context.Context, stream guestv1connect.GuestService
 		return nil, rpcerr.ToConnect(nestbox.Errorf(nestbox.CodeInvalid, "an upload begins with a header"))
 	}
 	header := first.GetHeader()
-	info, err := guestOf(ctx).Files().Write(ctx, header.GetPath(), &uploadReader{stream: stream}, guest.WriteOptions{
+	info, err := guestOf(ctx).Files().Write(ctx, header.GetPath(), &uploadReader{ctx: ctx, stream: stream}, guest.WriteOptions{
 		Mode: header.GetMode(),
 		User: header.GetUser(),
 	})
@@ -104,10 +104,14 @@ func (u *uploadStream) Receive(msg any) error {
 // uploadReader reads the content of an upload. Only the message that says so
 // is its end.
 type uploadReader struct {
+	ctx    context.Context //nolint:containedctx // of the call
 	stream guestv1connect.GuestServiceWriteFileServerStream
 	rest   []byte // of the last message
 	err    error  // sticky
 }
+
+// Stop implements guest.Stopper.
+func (u *uploadReader) Stop() { cutRequest(u.ctx) }
 
 // Read implements io.Reader.
 func (u *uploadReader) Read(p []byte) (int, error) {

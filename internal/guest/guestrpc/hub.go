@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"net"
 	"sort"
 	"sync"
 
 	"github.com/nestbox/nestbox"
 	"github.com/nestbox/nestbox/internal/guest"
+	"github.com/nestbox/nestbox/internal/rpcerr"
 )
 
 // A thousand readers of one process need not cost its daemon a thousand streams:
@@ -63,7 +65,7 @@ func (h *hubs) attach(ctx context.Context, c *Client, of output, from int64) (gu
 	h.mu.Lock()
 	if h.closed {
 		h.mu.Unlock()
-		return nil, nestbox.Errorf(nestbox.CodeGuest, "the connection to the capsule is closed")
+		return nil, c.explain(rpcerr.Lost(net.ErrClosed, nestbox.CodeGuest))
 	}
 	if h.of == nil {
 		h.of = map[output]*audience{}
@@ -95,10 +97,10 @@ func (h *hubs) attach(ctx context.Context, c *Client, of output, from int64) (gu
 		}
 		go func() {
 			defer h.running.Done()
-			shared.run(up, err)
+			shared.run(c, up, err)
 		}()
 	}
-	m := &member{hub: shared, pos: from, open: open, leave: leave}
+	m := &member{client: c, hub: shared, pos: from, open: open, leave: leave}
 	if err := m.join(ctx, c); err != nil {
 		leave()
 		return nil, err
@@ -152,7 +154,7 @@ func (h *hub) over() bool {
 
 // run reads until the output or the last reader ends. err is why there is no
 // stream.
-func (h *hub) run(up *reader, err error) {
+func (h *hub) run(c *Client, up *reader, err error) {
 	defer h.stop()
 	if err != nil {
 		h.finish(err)
@@ -164,12 +166,12 @@ func (h *hub) run(up *reader, err error) {
 	for h.await() {
 		event, err := up.Next(h.ctx)
 		if err != nil {
-			h.finish(err)
+			h.finish(orContext(c.life, err))
 			return
 		}
 		h.add(event)
 	}
-	h.finish(errClosedReader())
+	h.finish(orContext(c.life, errClosedReader()))
 }
 
 // await waits until a reader, or each, is near the end of what is kept.
@@ -247,12 +249,13 @@ func (h *hub) want() {
 
 // member is one reader of a hub, or one that reads for itself.
 type member struct {
-	hub   *hub // nil once it reads for itself
-	pos   int64
-	open  func(ctx context.Context, at int64) (*reader, error)
-	own   *reader // nil while it shares
-	leave func()
-	give  func() // the slot, while it shares
+	client *Client
+	hub    *hub // nil once it reads for itself
+	pos    int64
+	open   func(ctx context.Context, at int64) (*reader, error)
+	own    *reader // nil while it shares
+	leave  func()
+	give   func() // the slot, while it shares
 
 	exitSent, ended bool
 	done            bool
@@ -268,7 +271,7 @@ func (m *member) join(ctx context.Context, c *Client) error {
 	select {
 	case <-m.hub.ready:
 	case <-ctx.Done():
-		return fromWire(context.Cause(ctx))
+		return m.client.fromWire(context.Cause(ctx))
 	}
 	m.hub.mu.Lock()
 	has := m.hub.err == nil && m.pos >= m.hub.start && m.pos <= m.hub.end
@@ -342,7 +345,7 @@ func (m *member) Next(ctx context.Context) (nestbox.OutputEvent, error) {
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return nestbox.OutputEvent{}, fromWire(context.Cause(ctx))
+			return nestbox.OutputEvent{}, m.client.fromWire(context.Cause(ctx))
 		}
 	}
 }

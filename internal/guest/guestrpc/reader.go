@@ -21,12 +21,12 @@ var errSilent = &nestbox.Error{Code: nestbox.CodeGuest, Message: "the connection
 type reader struct {
 	stream connect.ClientStream
 	frame  frame
-	field  protowire.Number        // of a message, that holds the event
-	cancel context.CancelCauseFunc // ends the stream, also while it is read
-	cause  func() error            // why cancel was called
-	silent *time.Timer             // cuts the stream; runs only while Next waits, as a slow reader is no silent peer
-	limit  time.Duration
-	give   func() // the slot
+	field  protowire.Number // of a message, that holds the event
+	client *Client
+	guard  *guard        // ends the stream; it waits only while Next does, as a slow reader is no silent peer
+	cause  func() error  // why the guard did
+	limit  time.Duration // of silence
+	give   func()        // the slot
 	beat   func()
 	linger func(func()) bool // runs it beside, unless the client is closed
 	at     int64             // the offset that was reached; negative = not known yet
@@ -50,9 +50,9 @@ func (c *Client) openReader(ctx context.Context, spec connect.Spec, req any, fie
 	opening, g := c.guard(ctx)
 	defer g.release()
 	g.wait(callIn)
-	streamCtx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
-	streamCtx = asCall(streamCtx)
-	stop := context.AfterFunc(opening, func() { cancel(context.Cause(opening)) })
+	streamCtx, life := c.guard(context.WithoutCancel(ctx))
+	life.every, life.late = c.silentFor/2, errSilent
+	stop := context.AfterFunc(opening, func() { life.cancel(context.Cause(opening)) })
 	stream, err := c.calls.CallServerStream(streamCtx, spec, req)
 	if err == nil {
 		err = stream.Receive(first)
@@ -62,28 +62,26 @@ func (c *Client) openReader(ctx context.Context, spec connect.Spec, req any, fie
 	}
 	if err != nil {
 		err = orContext(opening, unexpectedEOF(err))
-		cancel(nil)
+		life.release()
 		if stream != nil {
 			_ = stream.Close()
 		}
 		give()
-		return nil, fromWire(err)
+		return nil, c.fromWire(err)
 	}
 	c.pulse.beat()
-	r := &reader{
+	return &reader{
 		stream: stream,
 		field:  field,
-		cancel: cancel,
+		client: c,
+		guard:  life,
 		cause:  func() error { return context.Cause(streamCtx) },
 		limit:  c.silentFor,
 		give:   give,
 		beat:   c.pulse.beat,
 		linger: c.lingering.run,
 		at:     -1,
-	}
-	r.silent = time.AfterFunc(r.limit, func() { cancel(errSilent) })
-	r.silent.Stop()
-	return r, nil
+	}, nil
 }
 
 // orContext returns why ctx has ended, if it has, instead of what came of it.
@@ -99,10 +97,10 @@ func (r *reader) Next(ctx context.Context) (nestbox.OutputEvent, error) {
 	if r.err != nil {
 		return nestbox.OutputEvent{}, r.err
 	}
-	defer context.AfterFunc(ctx, func() { r.cancel(ctx.Err()) })()
-	defer r.silent.Stop()
+	defer context.AfterFunc(ctx, func() { r.guard.cancel(ctx.Err()) })()
+	defer r.guard.rest()
 	for {
-		r.silent.Reset(r.limit)
+		r.guard.wait(r.limit)
 		event, ok, err := r.receive()
 		if err != nil {
 			return nestbox.OutputEvent{}, r.fail(ctx, err)
@@ -175,13 +173,14 @@ func (r *reader) pass() error {
 }
 
 func (r *reader) fail(ctx context.Context, err error) error {
+	guarded, _ := r.cause().(*nestbox.Error)
 	switch {
 	case errors.Is(err, io.EOF) && r.closed:
 		r.err = io.EOF
-	case ctx.Err() == nil && r.cause() == errSilent:
-		r.err = errSilent
+	case ctx.Err() == nil && guarded != nil:
+		r.err = r.client.explain(guarded)
 	default:
-		r.err = fromWire(orContext(ctx, unexpectedEOF(err)))
+		r.err = r.client.fromWire(orContext(ctx, unexpectedEOF(err)))
 	}
 	r.end()
 	return r.err
@@ -190,7 +189,7 @@ func (r *reader) fail(ctx context.Context, err error) error {
 // finish reads the end of a stream that holds no more events, so that its
 // connection can be used again.
 func (r *reader) finish() {
-	r.silent.Reset(r.limit)
+	r.guard.wait(r.limit)
 	_, _, _ = r.receive()
 	r.end()
 }
@@ -214,7 +213,7 @@ func (r *reader) Close() error {
 
 // lastWords reads to the end of the stream, if that comes soon.
 func (r *reader) lastWords() {
-	r.silent.Reset(lastWords)
+	defer time.AfterFunc(lastWords, func() { r.guard.cancel(errSilent) }).Stop()
 	for range 4 { // the end of the output, and of the stream
 		if _, _, err := r.receive(); err != nil {
 			break
@@ -224,8 +223,7 @@ func (r *reader) lastWords() {
 }
 
 func (r *reader) end() {
-	r.silent.Stop()
-	r.cancel(nil)
+	r.guard.release()
 	_ = r.stream.Close()
 	r.frame.release()
 	r.give()

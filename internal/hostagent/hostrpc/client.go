@@ -107,7 +107,7 @@ func (c *Client) Destroy(ctx context.Context, id string) error {
 	if _, err := c.host.Destroy(ctx, &hostv1.DestroyRequest{Id: id}); err != nil {
 		return fromWire(err)
 	}
-	c.dropGuest(id)
+	c.dropGuest(id, nestbox.StateStopping.NotRunning(""))
 	return nil
 }
 
@@ -160,12 +160,16 @@ func (c *Client) WatchDeaths(ctx context.Context, died func(hostagent.Status)) e
 // is told here and not at the first use.
 func (c *Client) Guest(ctx context.Context, id string) (guest.Guest, error) {
 	status, err := c.Get(ctx, id)
-	if err == nil && status.State != hostagent.StateRunning {
-		err = nestbox.Errorf(nestbox.CodeInvalidState, "sandbox is not running (status: %s)", status.State)
-	}
-	if err != nil {
-		c.dropGuest(id)
+	switch {
+	case nestbox.CodeOf(err) == nestbox.CodeNotFound:
+		c.dropGuest(id, nestbox.StateStopping.NotRunning(""))
 		return nil, err
+	case err != nil:
+		return nil, err
+	case status.State != hostagent.StateRunning:
+		why := status.NotRunning()
+		c.dropGuest(id, why)
+		return nil, why
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -181,12 +185,12 @@ func (c *Client) Guest(ctx context.Context, id string) (guest.Guest, error) {
 }
 
 // dropGuest closes the connections to the guest of a capsule that ended.
-func (c *Client) dropGuest(id string) {
+func (c *Client) dropGuest(id string, cause *nestbox.Error) {
 	c.mu.Lock()
 	g := c.guests[id]
 	delete(c.guests, id)
 	c.mu.Unlock()
 	if g != nil {
-		g.Close()
+		g.CloseBecause(cause)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connecthttp"
 
+	"github.com/nestbox/nestbox"
 	hostv1 "github.com/nestbox/nestbox/gen/nestbox/host/v1"
 	"github.com/nestbox/nestbox/gen/nestbox/host/v1/hostv1connect"
 	"github.com/nestbox/nestbox/internal/guest"
@@ -30,7 +31,11 @@ func NewHandler(host hostagent.Host, token string) http.Handler {
 	mux := http.NewServeMux()
 	connecthttp.Mount(mux, server, connecthttp.WithReadMaxBytes(maxMessage))
 	mux.Handle("/", guestrpc.NewHandler(func(r *http.Request) (guest.Guest, error) {
-		return host.Guest(r.Context(), r.Header.Get(capsuleHeader))
+		g, err := host.Guest(r.Context(), r.Header.Get(capsuleHeader))
+		if nestbox.CodeOf(err) == nestbox.CodeNotFound { // it was lent, and so there
+			err = nestbox.StateStopping.NotRunning("")
+		}
+		return g, err
 	}))
 	return guestrpc.RequireToken(token, mux)
 }

@@ -37,7 +37,8 @@ func Run(t *testing.T, newSubject func(t *testing.T) Subject) {
 		"DestroyForgets":                destroyForgets,
 		"DestroyWinsOverCreate":         destroyWinsOverCreate,
 		"DeathIsTold":                   deathIsTold,
-		"DeathCutsStreams":              deathCutsStreams,
+		"DeathCutsCalls":                deathCutsCalls,
+		"DestroyCutsCalls":              destroyCutsCalls,
 		"DialReachesLoopbackPrograms":   dialReachesLoopbackPrograms,
 		"ManyAtOnce":                    manyAtOnce,
 	} {
@@ -184,20 +185,6 @@ func deathIsTold(t *testing.T, s Subject) {
 	require.NoError(t, s.Host.Destroy(within(t), status.ID))
 	_, err = s.Host.Get(within(t), status.ID)
 	require.Equal(t, nestbox.CodeNotFound, nestbox.CodeOf(err))
-}
-
-func deathCutsStreams(t *testing.T, s Subject) {
-	status := create(t, s.Host)
-	g, err := s.Host.Guest(within(t), status.ID)
-	require.NoError(t, err)
-	_, reader, err := g.Processes().Start(within(t), nestbox.ProcessSpec{Cmd: "sleep", Args: []string{"1000"}}, &guest.Attach{})
-	require.NoError(t, err)
-	defer reader.Close()
-	s.Crash(t, status.ID)
-	_, err = reader.Next(within(t))
-	require.Error(t, err)
-	require.NotErrorIs(t, err, io.EOF, "a cut stream is no end")
-	require.NoError(t, within(t).Err())
 }
 
 func dialReachesLoopbackPrograms(t *testing.T, s Subject) {

@@ -348,13 +348,13 @@ func (b *running) Dial(ctx context.Context, port uint16) (net.Conn, error) {
 	if port == sandbox.EnvdPort {
 		var err error
 		if actual, err = b.port(); err != nil {
-			return nil, nestbox.Errorf(nestbox.CodeUnavailable, "the daemon of sandbox %s does not listen: %w", b.id, err)
+			return nil, sandbox.DialError(port, err)
 		}
 	}
 	var dialer net.Dialer
 	conn, err := dialer.DialContext(ctx, "tcp4", net.JoinHostPort("127.0.0.1", actual))
 	if err != nil {
-		return nil, nestbox.Errorf(nestbox.CodeUnavailable, "port %d of sandbox %s: %w", port, b.id, err)
+		return nil, sandbox.DialError(port, err)
 	}
 	return conn, nil
 }

@@ -65,7 +65,7 @@ func (b *running) ID() string { return b.id }
 func (b *running) Dial(ctx context.Context, port uint16) (net.Conn, error) {
 	conn, err := b.ns.Dial(ctx, port)
 	if err != nil {
-		return nil, nestbox.Errorf(nestbox.CodeUnavailable, "port %d of sandbox %s: %w", port, b.id, err)
+		return nil, sandbox.DialError(port, err)
 	}
 	return conn, nil
 }

@@ -64,6 +64,7 @@ func TestCapsules(t *testing.T) {
 	h, err := c.Health(ctx)
 	require.NoError(t, err)
 	require.Equal(t, client.Health{Status: "ok", Version: nestbox.Version}, h)
+	require.NoError(t, c.Ready(ctx))
 	doc, err := c.OpenAPI(ctx)
 	require.NoError(t, err)
 	require.Contains(t, string(doc), "openapi: 3")

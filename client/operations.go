@@ -5,6 +5,7 @@ package client
 // of the API holds the two together.
 var Operations = map[string]string{
 	"health":     "Client.Health",
+	"ready":      "Client.Ready",
 	"getOpenAPI": "Client.OpenAPI",
 	"getDocs":    "Client.Docs",
 

@@ -21,6 +21,12 @@ func (c *Client) Health(ctx context.Context) (Health, error) {
 	return h, err
 }
 
+// Ready asks whether the server can do its work. CodeUnavailable: its database or its
+// host does not answer.
+func (c *Client) Ready(ctx context.Context) error {
+	return c.call(ctx, http.MethodGet, "/ready", nil, nil, nil)
+}
+
 // OpenAPI returns the OpenAPI document of the server's API, as YAML.
 func (c *Client) OpenAPI(ctx context.Context) ([]byte, error) { return c.page(ctx, "/openapi.yaml") }
 

@@ -215,8 +215,8 @@ func serve(ctx context.Context, cfg config.Up, ctl *control.Control, listener ne
 	entrance := door.New(door.Config{
 		MaxConns: cfg.MaxConnections, MaxPerAddress: cfg.MaxConnectionsPerAddress, MaxPerTeam: cfg.MaxRequestsPerTeam,
 	})
-	requests, hangUp := context.WithCancel(context.WithoutCancel(ctx))
-	defer hangUp()
+	requests, hangUp := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer hangUp(nil)
 	server := &http.Server{
 		Handler:           entrance.Handler(front),
 		ConnContext:       entrance.ConnContext,
@@ -229,10 +229,12 @@ func serve(ctx context.Context, cfg config.Up, ctl *control.Control, listener ne
 	stopped := make(chan error, 1)
 	go func() {
 		<-ctx.Done()
+		log.Info("stopping: requests under way have a moment to end, capsules go on", "seconds", drainFor.Seconds())
 		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainFor)
 		defer cancel()
 		err := server.Shutdown(drain)
-		hangUp() // what still runs are streams: they resume elsewhere
+		// What still runs are streams, and commands in the foreground: they resume later.
+		hangUp(nestbox.Errorf(nestbox.CodeUnavailable, "the server is stopping"))
 		if errors.Is(err, context.DeadlineExceeded) {
 			err = server.Close()
 		}

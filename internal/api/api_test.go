@@ -3,15 +3,66 @@ package api
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"net/http"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/stretchr/testify/require"
+
+	"github.com/nestbox/nestbox"
 )
+
+// TestServerErrorsAreLoggedOnce: with the cause, which the client does not see.
+func TestServerErrorsAreLoggedOnce(t *testing.T) {
+	t.Parallel()
+	for code, want := range map[nestbox.Code]string{
+		nestbox.CodeGuest: "WARN", nestbox.CodeTimeout: "WARN", nestbox.CodeUnavailable: "WARN", nestbox.CodeInternal: "ERROR",
+		nestbox.CodeExhausted: "ERROR", "no such code": "ERROR",
+	} {
+		r := newRig(t)
+		cause := errors.New("dial tcp 10.1.2.3:4: " + string(code))
+		if code == nestbox.CodeExhausted {
+			cause = fmt.Errorf("%w: %w", cause, syscall.ENOSPC)
+		}
+		r.guest.procs.fails = &nestbox.Error{Code: code, Message: "what the client sees", Err: cause}
+		for path, header := range map[string]string{"/v1/capsules/{id}/processes": "listed-1", "/v1/capsules/{id}/processes/x/logs": "logs-1"} {
+			text := r.call(http.MethodGet, path, "", requestIDHeader, header).body
+			require.NotContains(t, string(text), "10.1.2.3")
+			var lines []string
+			for line := range strings.Lines(r.log.String()) {
+				if strings.Contains(line, "request_id="+header) && !strings.Contains(line, "level=DEBUG") {
+					lines = append(lines, line)
+				}
+			}
+			require.Len(t, lines, 1, code)
+			require.Contains(t, lines[0], "level="+want)
+			require.Contains(t, lines[0], "10.1.2.3")
+		}
+	}
+}
+
+func TestReady(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	require.JSONEq(t, `{"status":"ready"}`, string(r.call(http.MethodGet, "/ready", "", "X-API-Key", "").expect(http.StatusOK).body))
+	r.host.away.Store(true)
+	require.Eventually(t, func() bool { // an answer is given for a while
+		a := r.call(http.MethodGet, "/ready", "")
+		return a.res.StatusCode == http.StatusServiceUnavailable && strings.Contains(string(a.body), "not ready: the host does not answer")
+	}, patience, 10*time.Millisecond)
+	r.call(http.MethodGet, "/health", "").expect(http.StatusOK)
+	require.Contains(t, r.log.String(), "not ready")
+	require.NoError(t, r.store.Close())
+	require.Eventually(t, func() bool {
+		return strings.Contains(string(r.call(http.MethodGet, "/ready", "").body), "neither the database nor the host answers")
+	}, patience, 10*time.Millisecond)
+}
 
 func TestHealthDocsAndDocument(t *testing.T) {
 	t.Parallel()

@@ -20,6 +20,8 @@ import (
 type errorBody struct {
 	Detail errorDetail `json:"error"`
 	status int
+	cause  error // for the log
+	logged bool  // already
 }
 
 type errorDetail struct {
@@ -59,35 +61,49 @@ var failures = map[nestbox.Code]failure{
 // nobody sees it but the log.
 const statusClientClosedRequest = 499
 
-// toBody turns any error into what the client sees, and logs what it does not.
+// toBody turns any error into what the client sees. It is called once for each
+// error, and logs what is the server's: the cause is for the operator.
 func (s *server) toBody(ctx context.Context, err error) *errorBody {
-	if body := (*errorBody)(nil); errors.As(err, &body) {
+	body := &errorBody{}
+	if !errors.As(err, &body) {
+		body = describeError(ctx, err)
+	}
+	if body.status < http.StatusInternalServerError || body.logged {
 		return body
 	}
-	code := nestbox.CodeOf(err)
-	if code == nestbox.CodeExhausted && errors.Is(err, syscall.ENOSPC) {
-		s.log.LogAttrs(ctx, slog.LevelError, "the disk is full", requestAttr(ctx), slog.Any("error", err))
-		return &errorBody{status: http.StatusInsufficientStorage, Detail: errorDetail{failures[code].code, messageOf(err)}}
+	level := slog.LevelWarn
+	if body.status == http.StatusInternalServerError || errors.Is(err, syscall.ENOSPC) {
+		level = slog.LevelError
 	}
-	if code == nestbox.CodeInternal && ctx.Err() != nil && errors.Is(err, ctx.Err()) {
-		code = nestbox.CodeCanceled
-	}
-	f, known := failures[code]
-	if !known || code == nestbox.CodeInternal {
-		f = failures[nestbox.CodeInternal]
-		s.log.LogAttrs(ctx, slog.LevelError, "internal error", requestAttr(ctx), slog.Any("error", err), slog.Any("cause", errors.Unwrap(err)))
-		return &errorBody{status: f.status, Detail: errorDetail{f.code, "internal error"}}
-	}
-	return &errorBody{status: f.status, Detail: errorDetail{f.code, messageOf(err)}}
+	s.log.LogAttrs(ctx, level, "a request failed", requestAttr(ctx), slog.Int("status", body.status),
+		slog.Any("error", err), slog.Any("cause", causeOf(err)))
+	return body
 }
 
-// messageOf returns the text of the first nestbox.Error in the chain: what
-// wraps it was meant for the log.
-func messageOf(err error) string {
-	if e := (*nestbox.Error)(nil); errors.As(err, &e) {
-		return e.Message
+func describeError(ctx context.Context, err error) *errorBody {
+	code := nestbox.CodeOf(err)
+	if code == nestbox.CodeInternal && ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+		return &errorBody{status: statusClientClosedRequest, Detail: errorDetail{failures[nestbox.CodeCanceled].code, "the client went away"}}
 	}
-	return "the client went away"
+	f, known := failures[code]
+	if !known {
+		f = failures[nestbox.CodeInternal]
+	}
+	if code == nestbox.CodeExhausted && errors.Is(err, syscall.ENOSPC) {
+		f.status = http.StatusInsufficientStorage
+	}
+	return &errorBody{status: f.status, Detail: errorDetail{f.code, nestbox.MessageOf(err)}}
+}
+
+// causeOf returns what the message of err does not say.
+func causeOf(err error) error {
+	if body := (*errorBody)(nil); errors.As(err, &body) {
+		return body.cause
+	}
+	if e := (*nestbox.Error)(nil); errors.As(err, &e) {
+		return e.Err
+	}
+	return nil
 }
 
 // fail answers a request of a route that huma does not serve.
@@ -108,7 +124,7 @@ func diskFull(err error) error {
 	if nestbox.CodeOf(err) != nestbox.CodeExhausted {
 		return err
 	}
-	return &errorBody{status: http.StatusInsufficientStorage, Detail: errorDetail{"exhausted", messageOf(err)}}
+	return &errorBody{status: http.StatusInsufficientStorage, Detail: errorDetail{"exhausted", nestbox.MessageOf(err)}, cause: err}
 }
 
 func (s *server) notFound(w http.ResponseWriter, r *http.Request) {

@@ -40,6 +40,7 @@ type scriptedProcesses struct {
 	changed chan struct{}
 	stall   chan struct{} // if set, WriteStdin waits for it
 	waits   int           // how often Wait looked
+	fails   error         // if set, List and Get fail with it
 }
 
 type scripted struct {
@@ -155,6 +156,9 @@ func (p *scripted) drop(to int64) { p.dropped, p.Output.Start = to, to }
 func (s *scriptedProcesses) List(_ context.Context, all bool) ([]nestbox.Process, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.fails != nil {
+		return nil, s.fails
+	}
 	var out []nestbox.Process
 	for _, p := range s.list {
 		if all || p.Running() {
@@ -165,6 +169,9 @@ func (s *scriptedProcesses) List(_ context.Context, all bool) ([]nestbox.Process
 }
 
 func (s *scriptedProcesses) Get(_ context.Context, sel nestbox.Selector) (p nestbox.Process, err error) {
+	if s.fails != nil {
+		return p, s.fails
+	}
 	err = s.change(sel, func(found *scripted) { p = found.Process })
 	return p, err
 }

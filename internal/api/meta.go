@@ -3,10 +3,13 @@ package api
 import (
 	"context"
 	_ "embed"
+	"errors"
 	"net/http"
 	"sync"
 
 	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/nestbox/nestbox"
 )
 
 //go:generate go test . -run ^TestOpenAPI$ -update
@@ -31,6 +34,35 @@ type healthOutput struct {
 	Body health
 }
 
+type ready struct {
+	Status string `json:"status" enum:"ready"`
+}
+
+type readyOutput struct {
+	Body ready
+}
+
+func (s *server) registerReady() {
+	o := operation{
+		id: "ready", method: http.MethodGet, path: "/ready", tag: "Server", public: true,
+		summary: "Tell whether the server can do its work",
+		about:   "503, with what is wrong, if the database or the host does not answer; `/health` answers all the same.",
+		answer:  ready{Status: "ready"}, errors: []int{http.StatusServiceUnavailable},
+	}
+	huma.Register(s.open, o.document(), func(ctx context.Context, _ *struct{}) (*readyOutput, error) {
+		fresh, err := s.control.Ready.Look(ctx)
+		if err == nil {
+			return &readyOutput{Body: ready{Status: "ready"}}, nil
+		}
+		return nil, s.toBody(ctx, &errorBody{
+			status: http.StatusServiceUnavailable,
+			Detail: errorDetail{failures[nestbox.CodeUnavailable].code, "not ready: " + err.Error()},
+			cause:  errors.Unwrap(err),
+			logged: !fresh, // anybody may ask, and as often as they like
+		})
+	})
+}
+
 func (s *server) registerMeta() {
 	o := operation{
 		id: "health", method: http.MethodGet, path: "/health", tag: "Server", public: true,
@@ -39,6 +71,7 @@ func (s *server) registerMeta() {
 	huma.Register(s.open, o.document(), func(context.Context, *struct{}) (*healthOutput, error) {
 		return &healthOutput{Body: health{Status: "ok", Version: s.cfg.Version}}, nil
 	})
+	s.registerReady()
 	spec := registerRaw(s, s.open, operation{
 		id: "getOpenAPI", method: http.MethodGet, path: "/openapi.yaml", tag: "Server", public: true,
 		summary: "Get this document",

@@ -67,7 +67,7 @@ func (s *server) recovered(w middleware.WrapResponseWriter, r *http.Request, v a
 		panic(http.ErrAbortHandler)
 	}
 	s.fail(w, r, &errorBody{
-		status: http.StatusInternalServerError,
+		status: http.StatusInternalServerError, logged: true,
 		Detail: errorDetail{"internal_error", "internal error"},
 	})
 }

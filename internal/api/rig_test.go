@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -34,9 +35,13 @@ type memoryHost struct {
 	newGuest func() guest.Guest
 	mu       sync.Mutex
 	guests   map[string]guest.Guest
+	away     atomic.Bool
 }
 
 func (h *memoryHost) Info(context.Context) (hostagent.Info, error) {
+	if h.away.Load() {
+		return hostagent.Info{}, nestbox.Errorf(nestbox.CodeUnavailable, "away")
+	}
 	return hostagent.Info{HostInfo: nestbox.HostInfo{ID: nestbox.NewID(nestbox.PrefixHost), Templates: []string{nestbox.TemplateMinimal}}}, nil
 }
 
@@ -90,6 +95,8 @@ type rig struct {
 	log     *logBuffer
 	server  *httptest.Server
 	control *control.Control
+	host    *memoryHost
+	store   *store.Store
 }
 
 func newRig(t testing.TB, adjust ...func(*Config)) *rig {
@@ -107,7 +114,9 @@ func newRigOver(t testing.TB, newGuest func() guest.Guest, adjust ...func(*Confi
 	log := slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	st, err := store.Open(ctx, "sqlite:"+filepath.Join(t.TempDir(), "db"), log)
 	require.NoError(t, err)
-	ctl := control.New(control.Config{Store: st, Host: &memoryHost{newGuest: newGuest, guests: map[string]guest.Guest{}}, Log: log, Version: "test"})
+	r.store = st
+	r.host = &memoryHost{newGuest: newGuest, guests: map[string]guest.Guest{}}
+	ctl := control.New(control.Config{Store: st, Host: r.host, Log: log, Version: "test"})
 	r.key, r.other = newKey(t, ctl), newKey(t, ctl)
 	r.control = ctl
 	cfg := Config{Control: ctl, Log: log, Version: "1.2.3", SpoolDir: t.TempDir()}

@@ -34,6 +34,7 @@ type Control struct {
 	Processes  *Processes
 	Ports      *Ports
 	Reconciler *Reconciler
+	Ready      *Ready
 }
 
 // New returns a control plane. It does no I/O.
@@ -50,6 +51,7 @@ func New(cfg Config) *Control {
 		Processes:  &Processes{cfg: cfg, capsules: capsules},
 		Ports:      &Ports{cfg: cfg, keys: keys, capsules: capsules},
 		Reconciler: newReconciler(cfg, activity),
+		Ready:      &Ready{cfg: cfg},
 	}
 }
 

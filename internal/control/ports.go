@@ -160,6 +160,21 @@ func (p *Ports) Dial(ctx context.Context, id string, port uint16) (net.Conn, err
 	return g.Dial(ctx, port)
 }
 
+// Check returns why the ports of a capsule cannot be reached: CodeInvalidState, if it
+// does not run. It is nil if that is not known.
+func (p *Ports) Check(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, lookIn)
+	defer cancel()
+	capsule, err := p.capsules.read(ctx, id)
+	if err == nil {
+		_, err = p.capsules.enter(ctx, capsule)
+	}
+	if nestbox.CodeOf(err) != nestbox.CodeInvalidState {
+		return nil
+	}
+	return err
+}
+
 func checkPort(port uint16) error {
 	switch port {
 	case 0:

@@ -28,6 +28,7 @@ import (
 type Ports interface {
 	Authorize(ctx context.Context, capsule string, port uint16, cred control.PortCredential) (control.Caller, error)
 	Dial(ctx context.Context, capsule string, port uint16) (net.Conn, error)
+	Check(ctx context.Context, capsule string) error
 }
 
 // Keys ends what a removed key let through: *control.Keys.
@@ -183,13 +184,19 @@ const howToGetIn = "this port is private: send the header X-API-Key, or use a UR
 func (e *Edge) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	code := nestbox.CodeOf(err)
 	status, known := statusOf[code]
-	text := err.Error()
+	text := nestbox.MessageOf(err)
+	level := slog.LevelWarn
 	switch {
 	case !known:
-		status, text = http.StatusInternalServerError, "internal error"
-		e.cfg.Log.ErrorContext(r.Context(), "request for a capsule's port failed", "error", err)
+		status, level = http.StatusInternalServerError, slog.LevelError
 	case status == http.StatusUnauthorized:
 		text += "; " + howToGetIn
+	}
+	if status >= http.StatusInternalServerError {
+		id := nestbox.RandomHex(8)
+		w.Header().Set("X-Request-Id", id)
+		e.cfg.Log.Log(r.Context(), level, "a request for a capsule's port failed",
+			"request_id", id, "host", r.Host, "status", status, "error", err, "cause", errors.Unwrap(err))
 	}
 	w.Header().Set("Cache-Control", "no-store")
 	http.Error(w, text, status)
@@ -201,6 +208,13 @@ func (e *Edge) failed(w http.ResponseWriter, r *http.Request, err error) {
 		return // the client has left
 	}
 	known := &nestbox.Error{}
+	if !errors.As(err, &known) {
+		t, _ := r.Context().Value(targetKey{}).(target)
+		if why := e.cfg.Ports.Check(r.Context(), t.capsule); why != nil {
+			e.refuse(w, r, why)
+			return
+		}
+	}
 	switch {
 	case !errors.As(err, &known):
 		known = &nestbox.Error{Code: nestbox.CodeGuest, Message: "the program on this port broke the connection", Err: err}

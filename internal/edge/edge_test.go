@@ -35,6 +35,7 @@ type scriptedPorts struct {
 	upstream string
 	authErr  error
 	dialErr  error
+	checkErr error
 }
 
 func (p *scriptedPorts) Authorize(_ context.Context, _ string, _ uint16, cred control.PortCredential) (control.Caller, error) {
@@ -55,6 +56,8 @@ func (p *scriptedPorts) Dial(ctx context.Context, _ string, _ uint16) (net.Conn,
 	return d.DialContext(ctx, "tcp", p.upstream)
 }
 
+func (p *scriptedPorts) Check(context.Context, string) error { return p.checkErr }
+
 // rig is an edge in front of one program, and a client that finds every host
 // name there.
 type rig struct {
@@ -62,6 +65,7 @@ type rig struct {
 	url    string
 	client *http.Client
 	host   string // of port 3000
+	log    *strings.Builder
 }
 
 func newRig(t *testing.T, program http.Handler) *rig {
@@ -69,8 +73,9 @@ func newRig(t *testing.T, program http.Handler) *rig {
 	upstream := httptest.NewServer(program)
 	t.Cleanup(upstream.Close)
 	ports := &scriptedPorts{upstream: upstream.Listener.Addr().String()}
+	log := &strings.Builder{} // read between requests only
 	api := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "the API") })
-	e := New(Config{Domain: "localhost", Ports: ports, API: api, Log: slog.New(slog.DiscardHandler)})
+	e := New(Config{Domain: "localhost", Ports: ports, API: api, Log: slog.New(slog.NewTextHandler(log, nil))})
 	t.Cleanup(e.Close)
 	front := httptest.NewServer(e)
 	t.Cleanup(front.Close)
@@ -83,7 +88,7 @@ func newRig(t *testing.T, program http.Handler) *rig {
 	}}
 	t.Cleanup(transport.CloseIdleConnections)
 	host := "3000-" + nestbox.NewID(nestbox.PrefixCapsule) + ".localhost:" + port
-	return &rig{ports: ports, url: "http://" + host, client: &http.Client{Transport: transport}, host: host}
+	return &rig{log: log, ports: ports, url: "http://" + host, client: &http.Client{Transport: transport}, host: host}
 }
 
 func (r *rig) do(t *testing.T, method, path string, body io.Reader, headers ...string) (*http.Response, string) {
@@ -333,6 +338,23 @@ func TestNothingListens(t *testing.T) {
 	res, body := r.do(t, http.MethodGet, "/", nil, "X-API-Key", goodKey)
 	require.Equal(t, 502, res.StatusCode)
 	require.Contains(t, body, "nothing listens on port 3000")
+}
+
+// TestBrokenConnection: a connection that breaks before the answer is the program's
+// fault, unless its capsule has come to its end.
+func TestBrokenConnection(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }))
+	res, body := r.do(t, http.MethodGet, "/", nil, "X-API-Key", goodKey)
+	require.Equal(t, 502, res.StatusCode)
+	require.Contains(t, body, "the program on this port broke the connection")
+	require.NotEmpty(t, res.Header.Get("X-Request-Id"))
+	require.Contains(t, r.log.String(), "request_id="+res.Header.Get("X-Request-Id"))
+
+	r.ports.checkErr = nestbox.StateError.NotRunning("out of memory")
+	res, body = r.do(t, http.MethodGet, "/", nil, "X-API-Key", goodKey)
+	require.Equal(t, 409, res.StatusCode)
+	require.Equal(t, "sandbox died: out of memory\n", body)
 }
 
 func TestWebSocket(t *testing.T) {

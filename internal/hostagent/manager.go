@@ -176,7 +176,7 @@ func (m *Manager) recoverOne(ctx context.Context, rec record) {
 	}
 	sb, err := m.cfg.Driver.Open(ctx, rec.ID)
 	if nestbox.CodeOf(err) == nestbox.CodeNotFound {
-		rec.State, rec.Reason = StateDead, "its sandbox was gone when the host agent started"
+		rec.State, rec.Reason = StateDead, "while the host agent was away: "+nestbox.MessageOf(err)
 		m.cfg.Log.Warn("capsule died while the host agent was away", keyCapsule, rec.ID)
 		m.add(&entry{rec: rec})
 		if err := m.records.put(rec); err != nil { // the next start finds the same

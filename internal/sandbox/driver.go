@@ -34,7 +34,7 @@ type Driver interface {
 	Create(ctx context.Context, spec Spec) (Sandbox, error)
 
 	// Open finds a running sandbox that an earlier process made. CodeNotFound:
-	// there is none, or it is dead.
+	// there is none, or it is dead; the message says why, for people.
 	Open(ctx context.Context, id string) (Sandbox, error)
 
 	// Destroy ends a sandbox and removes every trace of it, also of one that

@@ -291,7 +291,7 @@ func (d *Driver) readHandle(id string) (handle, error) {
 		err = json.Unmarshal(text, &rec)
 	}
 	if err != nil {
-		return rec, nestbox.Errorf(nestbox.CodeNotFound, "sandbox %s does not run: %w", id, err)
+		return rec, &nestbox.Error{Code: nestbox.CodeNotFound, Message: "there is no trace of the sandbox", Err: err}
 	}
 	return rec, nil
 }
@@ -314,7 +314,7 @@ func (d *Driver) open(id string) (*running, error) {
 	}
 	envd, err := rec.Envd.Open()
 	if err != nil {
-		return nil, nestbox.Errorf(nestbox.CodeNotFound, "sandbox %s does not run: %w", id, err)
+		return nil, &nestbox.Error{Code: nestbox.CodeNotFound, Message: "the sandbox process ended", Err: err}
 	}
 	b := &running{d: d, id: id, rec: rec, envd: envd, done: make(chan struct{}), ended: make(chan struct{})}
 	go b.watch()

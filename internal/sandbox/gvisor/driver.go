@@ -165,6 +165,7 @@ func New(cfg Config) (*Driver, error) {
 	if err := d.makeDirs(); err != nil {
 		return nil, err
 	}
+	d.dropCrashLogs()
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return nil, fmt.Errorf("become the parent of orphans: %w", err)
 	}
@@ -183,7 +184,7 @@ func (d *Driver) makeDirs() error {
 		mode fs.FileMode
 	}{
 		{runBase, 0o711}, {d.cfg.UIDDir, 0o700},
-		{d.cfg.StateDir, 0o700}, {d.layers(), 0o700},
+		{d.cfg.StateDir, 0o700}, {d.layers(), 0o700}, {d.crashes(), 0o700},
 		{d.cfg.RunDir, 0o711}, {d.rootfs(), 0o711}, {d.bundles(), 0o700}, {d.runscRoot(), 0o700}, {string(d.netns), 0o700},
 	} {
 		if err := os.MkdirAll(dir.path, dir.mode); err != nil {
@@ -212,6 +213,7 @@ const maxRunDir = 60
 
 func (d *Driver) layers() string          { return filepath.Join(d.cfg.StateDir, "layers") }
 func (d *Driver) layer(id string) string  { return filepath.Join(d.layers(), id) }
+func (d *Driver) crashes() string         { return filepath.Join(d.cfg.StateDir, "crashes") }
 func (d *Driver) bundles() string         { return filepath.Join(d.cfg.RunDir, "capsules") }
 func (d *Driver) bundle(id string) string { return filepath.Join(d.bundles(), id) }
 func (d *Driver) runscRoot() string       { return filepath.Join(d.cfg.RunDir, "runsc") }

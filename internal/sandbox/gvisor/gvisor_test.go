@@ -1,6 +1,7 @@
 package gvisor_test
 
 import (
+	"context"
 	"fmt"
 	"net/url"
 	"os"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"github.com/nestbox/nestbox"
 	"github.com/nestbox/nestbox/internal/image"
@@ -163,4 +165,31 @@ func TestLeftoverLayer(t *testing.T) {
 	require.Equal(t, []string{id}, ids)
 	require.NoError(t, d.Destroy(t.Context(), id))
 	require.Empty(t, traces(t, dir))
+}
+
+// TestCrashLog: what gVisor says when it crashes is kept when the rest of the
+// sandbox is removed, and the reason says where.
+func TestCrashLog(t *testing.T) {
+	t.Parallel()
+	c := oneCapsule(t)
+	// gVisor's own kernel gets no more memory, which its Go runtime does not survive.
+	none := unix.Rlimit{}
+	require.NoError(t, unix.Prlimit(sentryPID(t, c.dir, c.ID()), unix.RLIMIT_AS, &none, nil))
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go func() {
+		for ctx.Err() == nil {
+			_, _ = c.d.Exec(ctx, c.ID(), "/bin/bash", "-c", "for i in {1..100}; do /bin/true & done; wait")
+		}
+	}()
+	reason := sandboxtest.Ended(t, c)
+	path, found := strings.CutPrefix(reason, "gVisor crashed, and left the log ")
+	require.True(t, found, reason)
+	_, err := c.d.Open(t.Context(), c.ID())
+	require.Equal(t, nestbox.CodeNotFound, nestbox.CodeOf(err))
+	require.EqualError(t, err, reason, "also for a driver that comes later")
+	require.NoError(t, c.d.Destroy(t.Context(), c.ID()))
+	text, err := os.ReadFile(filepath.Join(c.dir, path))
+	require.NoError(t, err)
+	require.Contains(t, string(text), "goroutine")
 }

@@ -66,7 +66,7 @@ func (d *Driver) readHandle(id string) (handle, error) {
 	var rec handle
 	text, err := os.ReadFile(filepath.Join(d.bundle(id), handleFile))
 	if errors.Is(err, fs.ErrNotExist) {
-		return rec, nestbox.Errorf(nestbox.CodeNotFound, "sandbox %s does not run", id)
+		return rec, nestbox.Errorf(nestbox.CodeNotFound, "there is no trace of the sandbox, as after a restart of its host")
 	}
 	if err == nil {
 		err = json.Unmarshal(text, &rec)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"path/filepath"
 	"syscall"
 	"time"
 
@@ -32,14 +31,15 @@ type running struct {
 
 var _ sandbox.Sandbox = (*running)(nil)
 
-// open returns the running sandbox and watches it.
+// open returns the running sandbox and watches it. CodeNotFound: it has ended, for
+// the reason in the message.
 func (d *Driver) open(id string) (*running, error) {
 	rec, err := d.readHandle(id)
 	if err != nil {
 		return nil, err
 	}
 	notFound := func(err error) error {
-		return nestbox.Errorf(nestbox.CodeNotFound, "sandbox %s does not run: %w", id, err)
+		return &nestbox.Error{Code: nestbox.CodeNotFound, Message: d.why(id, rec, 0, false), Err: err}
 	}
 	sentry, err := rec.Sentry.Open()
 	if err != nil {
@@ -121,9 +121,8 @@ func (d *Driver) why(id string, rec handle, status syscall.WaitStatus, reaped bo
 	case ran == cgroup.HostRanOut:
 		return "out of memory: the host had none left"
 	}
-	if info, err := os.Stat(filepath.Join(d.bundle(id), panicFile)); err == nil && info.Size() > 0 {
-		d.cfg.Log.Error("gVisor crashed", "capsule", id, "log", filepath.Join(d.bundle(id), panicFile))
-		return "gVisor crashed"
+	if log := d.keepCrashLog(id); log != "" {
+		return "gVisor crashed, and left the log " + log
 	}
 	switch {
 	case !reaped: // it was started by an earlier process

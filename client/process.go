@@ -185,13 +185,14 @@ func (p *Processes) mayComeBack(ctx context.Context, err error) bool {
 }
 
 // patienceWithFailures bounds how long a server is asked again that answers,
-// but fails: it may be in the middle of a restart, or have a defect.
+// but fails: it may be in the middle of a restart, or have a defect, or the
+// capsule does not answer it.
 const patienceWithFailures = 30 * time.Second
 
 // patience returns how long to go on after err.
 func (c *Client) patience(err error) time.Duration {
 	switch nestbox.CodeOf(err) {
-	case nestbox.CodeInternal, nestbox.CodeExhausted, nestbox.CodeCanceled:
+	case nestbox.CodeInternal, nestbox.CodeExhausted, nestbox.CodeCanceled, nestbox.CodeTimeout:
 		return min(c.reconnectFor, patienceWithFailures)
 	}
 	return c.reconnectFor

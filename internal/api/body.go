@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"io"
 	"mime"
+	"net"
 	"net/http"
+	"os"
 	"strings"
 	"time"
 
@@ -60,9 +62,22 @@ func (s *server) readBody(w http.ResponseWriter, r *http.Request, limit int64) (
 		discard(r.Body)
 		return nil, tooLarge
 	case nestbox.CodeOf(err) == nestbox.CodeInternal:
-		return nil, nestbox.Errorf(nestbox.CodeInvalid, "request body could not be read: %w", err)
+		return nil, unread("request body could not be read", err)
 	}
 	return body, err
+}
+
+// unread is the error of a body that could not be read. What a connection says of
+// itself, with its addresses, is for the log.
+func unread(what string, err error) error {
+	why := err.Error()
+	switch op := (*net.OpError)(nil); {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		why = "it came too slowly"
+	case errors.As(err, &op):
+		why = "the connection broke"
+	}
+	return &nestbox.Error{Code: nestbox.CodeInvalid, Message: what + ": " + why, Err: err}
 }
 
 var errLonger = errors.New("it is longer than it may be")

@@ -230,3 +230,31 @@ func FuzzParsePort(f *testing.F) {
 		require.Equal(t, s, strconv.Itoa(int(port)))
 	})
 }
+
+// TestSlowBodies: what is wrong is said without addresses of ours.
+func TestSlowBodies(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, func(c *Config) { c.BodyTimeout = 50 * time.Millisecond })
+	for path, method := range map[string]string{
+		"/v1/capsules/{id}/exec":               http.MethodPost,
+		"/v1/capsules/{id}/files?path=/root/a": http.MethodPut,
+		"/v1/capsules/{id}/processes/x/stdin":  http.MethodPost,
+		"/v1/capsules/{id}/files/write":        http.MethodPost,
+		"/v1/capsules/{id}/files/stream/write": http.MethodPost,
+		"/v1/capsules/{id}/files/mkdir":        http.MethodPost,
+		"/v1/capsules/{id}/ports/80/url":       http.MethodPost,
+		"/v1/capsules/{id}/processes/x/signal": http.MethodPost,
+		"/v1/capsules":                         http.MethodPost,
+	} {
+		body, writer := io.Pipe()
+		go func() { _, _ = writer.Write([]byte("--x\r\n")) }()
+		media := "application/json"
+		if strings.HasSuffix(path, "write") {
+			media = "multipart/form-data; boundary=x"
+		}
+		a := r.request(method, path, body, "Content-Type", media)
+		require.Contains(t, []int{http.StatusBadRequest, http.StatusNotFound}, a.res.StatusCode, "%s: %s", path, a.body)
+		require.NotContains(t, string(a.body), "127.0.0.1", path)
+		require.NoError(t, writer.Close())
+	}
+}

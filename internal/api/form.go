@@ -208,5 +208,5 @@ func (f *finalPart) Read(p []byte) (int, error) {
 }
 
 func brokenForm(err error) error {
-	return nestbox.Errorf(nestbox.CodeInvalid, "the form is cut or malformed: %w", err)
+	return unread("the form is cut or malformed", err)
 }

@@ -120,7 +120,8 @@ type transcript struct {
 	follow  bool // to the end of the log for good, rather than to end
 	start   int64
 	end     int64
-	at      int64 // offset that was reached
+	at      int64       // offset that was reached
+	tell    func(error) // why the log breaks off; nil = there is no way
 	gaps    []string
 }
 
@@ -139,6 +140,9 @@ func (t *transcript) each(do func(nestbox.OutputEvent) error) {
 			err = do(ev)
 		}
 		if err != nil {
+			if t.tell != nil {
+				t.tell(err)
+			}
 			t.s.abort(t.r, "output of a process broke off", err)
 		}
 	}
@@ -205,6 +209,11 @@ func (t *transcript) events(base64 bool) {
 	stop := out.keepAlive(t.s.cfg.EventInterval)
 	defer stop()
 	frames := newFramer(t.reading.Process.ID, base64, t.only, out.event)
+	t.tell = func(err error) {
+		body := describeError(t.r.Context(), err)
+		_ = frames.flush()
+		_ = out.event(errorFrame{"error", body.Detail.Message, body.Detail.Code}, t.at)
+	}
 	t.each(frames.event)
 	_ = frames.flush() // the client may be gone
 }

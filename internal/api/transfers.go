@@ -176,7 +176,7 @@ func (s *source) Read(p []byte) (int, error) {
 	n, err := s.Reader.Read(p)
 	if err != nil && err != io.EOF {
 		if nestbox.CodeOf(err) == nestbox.CodeInternal {
-			err = nestbox.Errorf(nestbox.CodeInvalid, "upload broke off: %w", err)
+			err = unread("upload broke off", err)
 		}
 		s.err = err
 	}

@@ -186,8 +186,10 @@ func (f files) Write(ctx context.Context, path string, r io.Reader, opts guest.W
 	// that the disk is full, is lost if the connection breaks first.
 	var res guestv1.WriteFileResponse
 	answer := make(chan error, 1)
+	var early atomic.Bool
 	go func() {
 		err := stream.Receive(&res)
+		early.Store(callCtx.Err() == nil)
 		source.stop()
 		answer <- err
 	}()
@@ -195,11 +197,11 @@ func (f files) Write(ctx context.Context, path string, r io.Reader, opts guest.W
 		err = upload(stream, &source, g)
 	}
 	if err != nil && !errors.Is(err, io.EOF) {
-		answered := callCtx.Err() == nil && source.stopped.Load()
 		err = orContext(callCtx, err)
+		answered := early.Load()
 		g.release() // what is not done is cut, and so changes nothing
-		if early := <-answer; answered {
-			err = unexpectedEOF(early)
+		if first := <-answer; answered { // and that is why the source has stopped
+			err = unexpectedEOF(first)
 		}
 		return nestbox.FileInfo{}, f.client.fromWire(err)
 	}

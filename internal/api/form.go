@@ -149,10 +149,8 @@ func (u *upload) write(from io.Reader) error {
 		return err
 	}
 	src := &source{ctx: u.r.Context(), Reader: from}
-	if _, err := files.Write(u.r.Context(), u.path, src, guest.WriteOptions{}); err != nil {
-		return src.failure(err)
-	}
-	return nil
+	_, err = files.Write(u.r.Context(), u.path, src, guest.WriteOptions{})
+	return src.written(err)
 }
 
 // limited fails with CodeTooLarge after limit bytes; 0 = none.

@@ -6,7 +6,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -139,8 +139,9 @@ func (s *server) putFile(w http.ResponseWriter, r *http.Request, in *putFileInpu
 		return err
 	}
 	body := &source{ctx: r.Context(), Reader: s.patient(w, r)}
-	if _, err := files.Write(r.Context(), in.Path, body, guest.WriteOptions{Mode: mode, User: in.User}); err != nil {
-		return body.failure(err)
+	_, err = files.Write(r.Context(), in.Path, body, guest.WriteOptions{Mode: mode, User: in.User})
+	if err := body.written(err); err != nil {
+		return err
 	}
 	w.WriteHeader(http.StatusNoContent)
 	return nil
@@ -161,15 +162,25 @@ func parseMode(text string) (uint32, error) {
 // says more than that of the write that it made fail.
 type source struct {
 	io.Reader
-	ctx     context.Context //nolint:containedctx // of the request
-	err     error
-	stopped atomic.Bool
+	ctx context.Context //nolint:containedctx // of the request
+	err error
+
+	mu      sync.Mutex
+	stopped *time.Timer // not nil once it was stopped
+	done    bool
 }
+
+// restIn is how long a body that nobody wants any more may go on coming: a client
+// that is cut off at once would not see the answer.
+const restIn = 500 * time.Millisecond
 
 // Stop implements guest.Stopper.
 func (s *source) Stop() {
-	s.stopped.Store(true)
-	door.CutBody(s.ctx)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stopped == nil && !s.done {
+		s.stopped = time.AfterFunc(restIn, func() { door.CutBody(s.ctx) })
+	}
 }
 
 func (s *source) Read(p []byte) (int, error) {
@@ -183,9 +194,15 @@ func (s *source) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// failure returns why a write from the source failed.
-func (s *source) failure(err error) error {
-	if s.err != nil && !s.stopped.Load() {
+// written returns why a write from the source failed, if it did.
+func (s *source) written(err error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.done = true
+	if s.stopped != nil {
+		s.stopped.Stop()
+	}
+	if err != nil && s.err != nil && s.stopped == nil {
 		return s.err
 	}
 	return diskFull(err)

@@ -41,7 +41,7 @@ func newHandler(lookup Lookup, alive time.Duration) http.Handler {
 		g, err := lookup(r)
 		if err != nil {
 			// The rest of a body, which may never come, is not waited for.
-			_ = http.NewResponseController(w).SetReadDeadline(longAgo)
+			_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(restIn))
 			rpcerr.WriteHTTP(w, r, err)
 			return
 		}
@@ -102,12 +102,14 @@ func guestOf(ctx context.Context) guest.Guest {
 
 type connectionKey struct{}
 
-var longAgo = time.Unix(1, 0)
+// restIn is how long a request that is answered already may go on coming: a sender
+// that is cut off at once would not see the answer.
+const restIn = 500 * time.Millisecond
 
 // cutRequest ends the reading of the request of ctx.
 func cutRequest(ctx context.Context) {
 	if rc, ok := ctx.Value(connectionKey{}).(*http.ResponseController); ok {
-		_ = rc.SetReadDeadline(longAgo) // every server of ours can
+		_ = rc.SetReadDeadline(time.Now().Add(restIn)) // every server of ours can
 	}
 }
 

@@ -199,7 +199,7 @@ func (f files) Write(ctx context.Context, path string, r io.Reader, opts guest.W
 	if err != nil && !errors.Is(err, io.EOF) {
 		err = orContext(callCtx, err)
 		answered := early.Load()
-		g.release() // what is not done is cut, and so changes nothing
+		g.release()                      // what is not done is cut, and so changes nothing
 		if first := <-answer; answered { // and that is why the source has stopped
 			err = unexpectedEOF(first)
 		}

@@ -2,11 +2,13 @@ package guestrpc
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/http"
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"connectrpc.com/connect/v2"
@@ -293,7 +295,10 @@ func (c *Client) DialPast(ctx context.Context, dial func(context.Context) (net.C
 		case err == nil:
 			return c.conns.add(conn)
 		case ctx.Err() == nil:
-			return nil, c.explain(err)
+			if !errors.Is(err, syscall.ECONNREFUSED) {
+				c.settle()
+			}
+			return nil, orContext(c.life, err)
 		}
 		if err = context.Cause(ctx); err == errNotAccepted { // the program's fault, or everybody's
 			if c.pulse.look(context.WithoutCancel(ctx), c, c.looks.in) != nil {

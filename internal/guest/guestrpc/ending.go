@@ -19,16 +19,21 @@ func (c *Client) fromWire(err error) error { return c.explain(fromWire(err)) }
 func (c *Client) explain(err error) error {
 	switch {
 	case rpcerr.IsLost(err):
-		timer := time.NewTimer(settleIn)
-		defer timer.Stop()
-		select {
-		case <-c.life.Done():
-		case <-timer.C:
-		}
+		c.settle()
 	case nestbox.CodeOf(err) != nestbox.CodeCanceled && !errors.Is(err, errFrozen):
 		return err // it was answered
 	}
 	return orContext(c.life, err)
+}
+
+// settle waits for the end of the client, but not for long.
+func (c *Client) settle() {
+	timer := time.NewTimer(settleIn)
+	defer timer.Stop()
+	select {
+	case <-c.life.Done():
+	case <-timer.C:
+	}
 }
 
 // errFrozen marks what calls to a frozen daemon end with.

@@ -30,9 +30,11 @@ var (
 	OuterAddr = netip.MustParseAddr("169.254.0.22") // gw0, in the outer namespace
 )
 
+// OuterLink is the end of the pair in the outer namespace.
+const OuterLink = "gw0"
+
 const (
 	guestLink = "eth0"
-	outerLink = "gw0"
 	linkBits  = 30
 	inner     = ".guest" // what the name of an inner namespace ends with
 )
@@ -45,7 +47,9 @@ type Dir string
 // Inner returns the path of the sandbox's own namespace.
 func (d Dir) Inner(id string) string { return filepath.Join(string(d), id+inner) }
 
-func (d Dir) outer(id string) string { return filepath.Join(string(d), id) }
+// Outer returns the path of the namespace in which the other end of the sandbox's
+// network is.
+func (d Dir) Outer(id string) string { return filepath.Join(string(d), id) }
 
 // Create makes both namespaces of a sandbox and joins them. What it leaves
 // behind when it fails, Remove removes.
@@ -54,7 +58,7 @@ func (d Dir) Create(id string) error {
 		return err
 	}
 	return OnThread(func() error {
-		for _, path := range []string{d.Inner(id), d.outer(id)} {
+		for _, path := range []string{d.Inner(id), d.Outer(id)} {
 			if err := makeNamed(path); err != nil {
 				return fmt.Errorf("make network namespace %s: %w", filepath.Base(path), err)
 			}
@@ -70,7 +74,7 @@ func (d Dir) Create(id string) error {
 // Remove removes what Create made, all or part of it.
 func (d Dir) Remove(id string) error {
 	var errs []error
-	for _, path := range []string{d.outer(id), d.Inner(id)} {
+	for _, path := range []string{d.Outer(id), d.Inner(id)} {
 		if err := removeNamed(path); err != nil {
 			errs = append(errs, err)
 		}
@@ -93,7 +97,7 @@ func (d Dir) List() ([]string, error) {
 
 // Open holds the outer namespace of a sandbox open, to dial from.
 func (d Dir) Open(id string) (*NS, error) {
-	f, err := os.Open(d.outer(id))
+	f, err := os.Open(d.Outer(id))
 	if err != nil {
 		return nil, err
 	}

@@ -30,6 +30,22 @@ func OnThread(f func() error) error {
 	return <-done
 }
 
+// In runs f on a thread of its own in the namespace at a path. Sockets that f makes
+// stay in the namespace.
+func In(path string, f func() error) error {
+	return OnThread(func() error {
+		ns, err := vns.GetFromPath(path)
+		if err != nil {
+			return err
+		}
+		defer ns.Close()
+		if err := vns.Set(ns); err != nil {
+			return fmt.Errorf("enter the network namespace: %w", err)
+		}
+		return f()
+	})
+}
+
 func threadNet() string { return fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()) }
 
 // makeNamed moves the thread into a new network namespace and names it.
@@ -86,12 +102,12 @@ func connect(innerPath string) error {
 	}
 	defer outer.Close()
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name = outerLink
+	attrs.Name = OuterLink
 	veth := &netlink.Veth{LinkAttrs: attrs, PeerName: guestLink, PeerNamespace: netlink.NsFd(innerNS)}
 	if err := outer.LinkAdd(veth); err != nil {
 		return fmt.Errorf("add the veth pair: %w", err)
 	}
-	if err := bringUp(outer, outerLink, OuterAddr.String()); err != nil {
+	if err := bringUp(outer, OuterLink, OuterAddr.String()); err != nil {
 		return err
 	}
 	in, err := netlink.NewHandleAt(innerNS)

@@ -1,0 +1,157 @@
+package egress
+
+import (
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"github.com/nestbox/nestbox"
+)
+
+// acceptTCP serves connections until the listener is closed. Those beyond the limit
+// are refused at once.
+func (g *Gateway) acceptTCP(l net.Listener, serve func(*net.TCPConn)) {
+	var open atomic.Int64
+	for {
+		conn, err := l.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil { // no descriptors are left, for example
+			g.log.Warn("accepting a connection of a capsule", "error", err)
+			select {
+			case <-time.After(100 * time.Millisecond):
+			case <-g.ctx.Done():
+			}
+			continue
+		}
+		c := conn.(*net.TCPConn)
+		if open.Add(1) > int64(g.cfg.Limits.TCP) {
+			open.Add(-1)
+			reset(c)
+			continue
+		}
+		g.running.Go(func() {
+			defer open.Add(-1)
+			serve(c)
+		})
+	}
+}
+
+// reset closes a connection so that its peer sees that it was refused.
+func reset(c net.Conn) {
+	if t, ok := c.(*net.TCPConn); ok {
+		_ = t.SetLinger(0)
+	}
+	_ = c.Close()
+}
+
+// The ports of protocols that show a name.
+const (
+	httpPort  = 80
+	httpsPort = 443
+)
+
+// serveTCP carries one connection of the capsule.
+func (g *Gateway) serveTCP(in *net.TCPConn) {
+	defer reset(in) // after a good end it is closed already
+	to := in.LocalAddr().(*net.TCPAddr).AddrPort()
+	f := &flow{Flow: Flow{Destination: nestbox.Destination{Addr: to.Addr().Unmap()}, Protocol: TCP, Port: to.Port(), At: time.Now()}}
+	rules := g.rules.Load()
+	var ahead []byte
+	if rules.ByName() && (f.Port == httpPort || f.Port == httpsPort) {
+		f.Name, ahead = g.peek(in, f.Port)
+	}
+	f.Verdict = g.judge(rules, f.Destination, TCP, f.Port)
+	f.byName = f.Verdict.ByName
+	if !f.Verdict.Allowed {
+		g.count(f.Flow)
+		return
+	}
+	address := to.String()
+	if f.byName {
+		address = net.JoinHostPort(f.Name+".", strconv.Itoa(int(f.Port))) // the dot: no search list
+	}
+	out, err := g.dial(g.ctx, "tcp", address)
+	if err != nil {
+		f.refuse(err)
+		g.count(f.Flow)
+		return
+	}
+	defer func() { _ = out.Close() }()
+	f.cut = func() { reset(in); reset(out) }
+	if err := g.enter(f, g.cfg.Limits.TCP+g.cfg.Limits.UDP); err != nil {
+		f.refuse(err)
+		reset(out)
+		g.count(f.Flow)
+		return
+	}
+	defer g.leave(f)
+	g.carry(f, in, out.(*net.TCPConn), ahead)
+}
+
+// refuse notes why a flow that the policy allows cannot be.
+func (f *Flow) refuse(err error) {
+	f.Verdict.Allowed, f.Reason = false, "the destination cannot be reached"
+	var timeout net.Error
+	var dns *net.DNSError
+	switch {
+	case errors.Is(err, errNever):
+		f.Reason = errNever.Error()
+	case errors.Is(err, errTooMany):
+		f.Reason = errTooMany.Error()
+	case errors.As(err, &dns):
+		f.Reason = "the name cannot be looked up"
+	case errors.As(err, &timeout) && timeout.Timeout():
+		f.Reason = "the destination does not answer"
+	}
+}
+
+// carry copies between the capsule and the world until both ways have ended, or one
+// has failed.
+func (g *Gateway) carry(f *flow, in, out *net.TCPConn, ahead []byte) {
+	if _, err := out.Write(ahead); err != nil {
+		return
+	}
+	way := func(dst, src *net.TCPConn, bytes *atomic.Int64) error {
+		n, err := io.Copy(dst, src) // which splices
+		bytes.Add(n)
+		if err != nil {
+			return err
+		}
+		return dst.CloseWrite()
+	}
+	f.sent.Store(int64(len(ahead)))
+	back := make(chan error, 1)
+	go func() {
+		err := way(in, out, &f.received)
+		if err != nil {
+			f.cut()
+		}
+		back <- err
+	}()
+	err := way(out, in, &f.sent)
+	if err != nil {
+		f.cut()
+	}
+	if <-back == nil && err == nil {
+		_ = in.Close() // in good order
+	}
+}
+
+// addrOf returns the address of a socket's end.
+func addrOf(a net.Addr) netip.AddrPort {
+	switch a := a.(type) {
+	case *net.TCPAddr:
+		return unmapped(a.AddrPort())
+	case *net.UDPAddr:
+		return unmapped(a.AddrPort())
+	}
+	return netip.AddrPort{}
+}
+
+func unmapped(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }

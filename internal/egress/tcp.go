@@ -114,6 +114,9 @@ func (f *Flow) refuse(err error) {
 // carry copies between the capsule and the world until both ways have ended, or one
 // has failed.
 func (g *Gateway) carry(f *flow, in, out *net.TCPConn, ahead []byte) {
+	for _, c := range []*net.TCPConn{in, out} { // however this process ends, it is no good end of what was sent
+		_ = c.SetLinger(0)
+	}
 	if _, err := out.Write(ahead); err != nil {
 		return
 	}
@@ -138,8 +141,11 @@ func (g *Gateway) carry(f *flow, in, out *net.TCPConn, ahead []byte) {
 	if err != nil {
 		f.cut()
 	}
-	if <-back == nil && err == nil {
-		_ = in.Close() // in good order
+	if <-back == nil && err == nil { // in good order
+		for _, c := range []*net.TCPConn{in, out} {
+			_ = c.SetLinger(-1)
+			_ = c.Close()
+		}
 	}
 }
 

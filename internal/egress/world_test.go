@@ -40,6 +40,9 @@ const patience = time.Minute
 // TestMain runs the tests in a process whose network is its own, which plays the host:
 // beyond it is a world that the tests make.
 func TestMain(m *testing.M) {
+	if dir := os.Getenv("EGRESS_TEST_SERVICE"); dir != "" {
+		serveDir(dir)
+	}
 	if os.Getenv("EGRESS_TEST") == "" {
 		cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 		cmd.Env = append(os.Environ(), "EGRESS_TEST=1")

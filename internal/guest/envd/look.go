@@ -116,15 +116,14 @@ func (l *look) mark(pid int) processMark {
 }
 
 // readMark reads a mark. A process without any environment may be in the middle of
-// an exec, even if it shows one or a command line a moment later. Threads of the
-// kernel have session 0.
+// an exec, even if it shows one or a command line a moment later.
 func readMark(pid int) processMark {
 	mark, some := markOf(pid)
 	if some {
 		return processMark{mark: mark}
 	}
 	now, err := readStat(pid)
-	return processMark{unknown: err != nil || now.dead() || now.session > 0}
+	return processMark{unknown: err != nil || now.dead() || !now.kernel}
 }
 
 // opaque are processes that show no environment: they were started without one, or

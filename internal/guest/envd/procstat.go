@@ -17,9 +17,14 @@ type procStat struct {
 	ppid    int
 	session int
 	threads int
+	kernel  bool   // a thread of the kernel: no program, and none to come
 	start   uint64 // clock ticks since boot
 	memory  int64  // resident, in bytes
 }
+
+// kernelThread is PF_KTHREAD of include/linux/sched.h, a flag of a thread of the
+// kernel.
+const kernelThread = 0x00200000
 
 // dead reports whether the process has ended and only waits to be reaped.
 func (s procStat) dead() bool {
@@ -53,7 +58,8 @@ func readStat(pid int) (procStat, error) {
 	return procStat{
 		pid: pid, state: fields[0][0],
 		ppid: number(4), session: number(6), threads: number(20),
-		start: start, memory: int64(number(24)) * int64(os.Getpagesize()),
+		kernel: number(9)&kernelThread != 0,
+		start:  start, memory: int64(number(24)) * int64(os.Getpagesize()),
 	}, nil
 }
 

@@ -8,6 +8,7 @@ SHELL := /bin/bash
 # No cgo, so that the binaries are static, and the same flags everywhere, so
 # that gVisor is compiled once and cached.
 export CGO_ENABLED := 0
+export GOFLAGS := -modfile=$(CURDIR)/bin/gvisor/go.mod
 GOBUILD := go build -trimpath -ldflags '-s -w'
 
 STATE  ?= $(CURDIR)/.nestbox
@@ -20,6 +21,7 @@ help: ## list the targets
 .PHONY: go-version
 go-version:
 	@command -v go >/dev/null || { echo "Go 1.26 or newer is needed: https://go.dev/dl/" >&2; exit 1; }
+	@GOFLAGS= scripts/patch-gvisor $(CURDIR)/bin/gvisor
 
 .PHONY: build
 build: go-version ## build bin/nestbox, which has gVisor and envd in it

@@ -78,8 +78,22 @@ func tempDir(t *testing.T) string {
 	dir, err := os.MkdirTemp("", "nb-*")
 	require.NoError(t, err)
 	require.NoError(t, os.Chmod(dir, 0o711))
-	t.Cleanup(func() { require.NoError(t, os.RemoveAll(dir)) })
+	t.Cleanup(func() {
+		showCrashes(t, filepath.Join(dir, "sandboxes"))
+		require.NoError(t, os.RemoveAll(dir))
+	})
 	return dir
+}
+
+// showCrashes prints how each log of a crash of gVisor begins.
+func showCrashes(t *testing.T, stateDir string) {
+	logs, err := filepath.Glob(filepath.Join(stateDir, "crashes", "*.log"))
+	require.NoError(t, err)
+	for _, path := range logs {
+		text, err := os.ReadFile(path)
+		require.NoError(t, err)
+		t.Logf("%s:\n%.16000s", path, text)
+	}
 }
 
 // remote returns the RPC twin of a host.

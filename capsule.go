@@ -34,6 +34,7 @@ type CapsuleSpec struct {
 	Resources  Resources
 	TimeoutSec int               // inactivity limit in seconds; 0 = never
 	Metadata   map[string]string // the caller's own notes
+	Network    *NetworkPolicy    // what it may reach outside; nil = what the operator has for new capsules
 }
 
 // WithDefaults fills in what was not asked for.
@@ -43,6 +44,14 @@ func (s CapsuleSpec) WithDefaults() CapsuleSpec {
 	}
 	s.Resources = s.Resources.WithDefaults()
 	return s
+}
+
+// NetworkPolicy returns Network; of a spec that has none, the one that lets nothing out.
+func (s CapsuleSpec) NetworkPolicy() NetworkPolicy {
+	if s.Network == nil {
+		return NetworkPolicy{}
+	}
+	return *s.Network
 }
 
 // Validate reports the first setting that is not possible, as CodeInvalid. It
@@ -59,6 +68,11 @@ func (s CapsuleSpec) Validate() error {
 	}
 	if len(s.Metadata) > MaxMetadata {
 		return Errorf(CodeInvalid, "metadata has more than %d entries", MaxMetadata)
+	}
+	if s.Network != nil {
+		if err := s.Network.Validate(); err != nil {
+			return err
+		}
 	}
 	for k, v := range s.Metadata {
 		if k == "" || len(k) > MaxMetadataKey || !isText(k) {

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 )
 
 // NetworkPolicy says what a capsule may reach outside. Addresses that are private,
@@ -19,14 +20,18 @@ import (
 // to ports 80 and 443, and that it looks up. An allowed name is dialled as a name: the
 // address that the program meant is of no account.
 type NetworkPolicy struct {
-	Internet bool
-	Allow    []string
-	Deny     []string
+	Internet bool     `json:"internet"`
+	Allow    []string `json:"allow,omitempty"`
+	Deny     []string `json:"deny,omitempty"`
+	// EgressMbps is how much may be sent, and how much received, in megabits per second;
+	// 0 = as much as there is.
+	EgressMbps int `json:"egress_mbps,omitempty"`
 }
 
 // Limits of a policy.
 const (
 	MaxNetworkRules = 256 // in each list
+	MaxEgressMbps   = 100_000
 	maxNameBytes    = 253
 )
 
@@ -41,6 +46,9 @@ func (p NetworkPolicy) Validate() error {
 
 // Rules returns the policy in the form that decides. CodeInvalid: it cannot be meant.
 func (p NetworkPolicy) Rules() (*NetworkRules, error) {
+	if p.EgressMbps < 0 || p.EgressMbps > MaxEgressMbps {
+		return nil, Errorf(CodeInvalid, "network.egress_mbps must be between 0 and %d, not %d", MaxEgressMbps, p.EgressMbps)
+	}
 	r := &NetworkRules{internet: p.Internet}
 	for _, list := range []struct {
 		name    string
@@ -202,3 +210,37 @@ func ValidHostName(s string) bool {
 func notInLabel(r rune) bool {
 	return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '-' && r != '_'
 }
+
+// NetworkReport is what a running capsule reached outside, and what it was refused.
+type NetworkReport struct {
+	Policy   NetworkPolicy // in force
+	Allowed  int64         // flows, those that go on left out
+	Refused  int64
+	Sent     int64 // bytes out of the capsule, in flows that have ended
+	Received int64
+	// Recent are the last flows, the oldest first, with those that go on at the end.
+	Recent []NetworkFlow
+}
+
+// NetworkFlow is a connection, a pair of UDP addresses, or a lookup of a name.
+type NetworkFlow struct {
+	Destination
+	Protocol NetworkProtocol
+	Port     uint16
+	Verdict  Verdict
+	Reason   string // why it was refused or failed, beyond the rule; "" = by the policy
+	At       time.Time
+	Open     bool  // it goes on
+	Sent     int64 // bytes out of the capsule
+	Received int64
+}
+
+// NetworkProtocol is of a NetworkFlow.
+type NetworkProtocol string
+
+// The protocols.
+const (
+	NetworkTCP NetworkProtocol = "tcp"
+	NetworkUDP NetworkProtocol = "udp"
+	NetworkDNS NetworkProtocol = "dns" // a lookup, which we answer
+)

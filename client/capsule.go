@@ -147,6 +147,8 @@ type createCapsuleBody struct {
 	PidsMax    int               `json:"pids_max,omitempty"`
 	TimeoutSec int               `json:"timeout_sec,omitempty"`
 	Metadata   map[string]string `json:"metadata,omitempty"`
+
+	Network *nestbox.NetworkPolicy `json:"network,omitempty"`
 }
 
 func createBodyOf(s nestbox.CapsuleSpec) createCapsuleBody {
@@ -158,6 +160,7 @@ func createBodyOf(s nestbox.CapsuleSpec) createCapsuleBody {
 		PidsMax:    s.Resources.PidsMax,
 		TimeoutSec: s.TimeoutSec,
 		Metadata:   s.Metadata,
+		Network:    s.Network,
 	}
 }
 
@@ -179,6 +182,8 @@ type capsuleBody struct {
 	Unresponsive struct {
 		Since time.Time `json:"since"`
 	} `json:"unresponsive"`
+
+	Network *nestbox.NetworkPolicy `json:"network"`
 }
 
 func (b capsuleBody) domain() nestbox.Capsule {
@@ -189,6 +194,7 @@ func (b capsuleBody) domain() nestbox.Capsule {
 			Resources:  nestbox.Resources{VCPUs: b.VCPUs, MemoryMB: b.MemoryMB, DiskMB: b.DiskMB, PidsMax: b.PidsMax},
 			TimeoutSec: b.TimeoutSec,
 			Metadata:   b.Metadata,
+			Network:    b.Network,
 		},
 		State:        nestbox.CapsuleState(b.Status),
 		Reason:       b.Reason,

@@ -12,6 +12,8 @@ import (
 func TestEveryFieldIsRead(t *testing.T) {
 	t.Parallel()
 	fieldtest.Matters(t, func(b capsuleBody) any { return b.domain() })
+	fieldtest.Matters(t, func(b networkLogBody) any { return b.domain() })
+	fieldtest.Matters(t, func(b networkFlowBody) any { return networkLogBody{Recent: []networkFlowBody{b}}.domain() }, "networkFlowBody.Verdict")
 	fieldtest.Matters(t, func(b processBody) any { return b.domain() })
 	fieldtest.Matters(t, func(b entryBody) any { return b.domain() })
 	fieldtest.Matters(t, func(s nestbox.CapsuleSpec) any { return createBodyOf(s) })

@@ -37,4 +37,8 @@ var Operations = map[string]string{
 	"removeFile":      "Files.Remove",
 
 	"signPortURL": "Ports.URL",
+
+	"getNetwork":    "Capsule.Network",
+	"setNetwork":    "Capsule.SetNetwork",
+	"getNetworkLog": "Capsule.NetworkLog",
 }

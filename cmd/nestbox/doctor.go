@@ -60,7 +60,7 @@ The exit code is 1 if anything fails; warnings do not count.`,
 // examine does the checks of the machine, and those that only a doctor does: the
 // server finds these things out as it starts.
 func examine(ctx context.Context, cfg config.Up) []doctor.Finding {
-	found := doctor.Examine(doctor.Config{Dir: cfg.Dir, Platform: cfg.Platform})
+	found := doctor.Examine(doctor.Config{Dir: cfg.Dir, Platform: cfg.Platform, Egress: cfg.Egress == config.EgressOpen})
 	first := doctor.Finding{Check: "first capsule", Status: doctor.Warn, Detail: "not tried: something that it needs fails"}
 	if doctor.Worst(found) != doctor.Fail {
 		first = firstCapsule(ctx, cfg)
@@ -151,7 +151,7 @@ func tryCapsule(ctx context.Context, cfg config.Up) (err error) {
 	undo.add(func() error { return os.RemoveAll(dir) })
 	defer func() { err = errors.Join(err, undo.close()) }()
 	log := slog.New(slog.DiscardHandler)
-	driver, images, err := openSandboxes(dir, cfg.Platform, log, &undo)
+	driver, images, err := openSandboxes(dir, cfg.Platform, nil, log, &undo)
 	if err != nil {
 		return err
 	}

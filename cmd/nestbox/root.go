@@ -34,7 +34,7 @@ func execute(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	root.AddCommand(newUp(), newDown(), newDoctor(), newKey(), newDemo())
+	root.AddCommand(newUp(), newDown(), newDoctor(), newKey(), newDemo(), newEgress())
 	cli.AddTo(root, cli.IO{In: stdin, Out: stdout, Err: stderr, Getenv: os.Getenv})
 	return cli.ExitCode(root.ExecuteContext(ctx), stderr)
 }
@@ -59,7 +59,7 @@ go on while no server runs.`,
 				return errors.New("nestbox up needs root: it makes namespaces, mounts and cgroups for its capsules")
 			}
 			if detach {
-				return upDetached(cmd.Context(), cfg, cmd.OutOrStdout())
+				return upDetached(cmd.Context(), cfg, argsOf(cmd, "detach", "database"), cmd.OutOrStdout())
 			}
 			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT)
 			defer stop()

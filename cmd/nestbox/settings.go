@@ -32,6 +32,9 @@ func (s *settings) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&flags.Listen, "listen", flags.Listen, "address and port to listen on")
 	f.StringVar(&flags.Domain, "domain", flags.Domain, "domain of capsule ports: http://<port>-<capsule>.<domain>:<listen port>/")
 	f.StringVar(&flags.Platform, "platform", flags.Platform, "gVisor platform: systrap or kvm")
+	f.StringVar(&flags.Egress, "egress", flags.Egress, "whether capsules reach the internet unless their create says otherwise: allow or deny")
+	f.IntVar(&flags.EgressMbps, "egress-mbps", 0, "most that each capsule may send, and receive, in megabits per second (default no limit)")
+	f.StringSliceVar(&flags.EgressAllow, "egress-allow", nil, "private ranges (CIDR) that capsules may reach all the same")
 	f.IntVar(&flags.MaxConnections, "max-connections", 0, "connections of clients at a time (default 2/5 of the descriptors)")
 	f.IntVar(&flags.MaxConnectionsPerAddress, "max-connections-per-address", 0, "of one peer address (default 3/4 of them)")
 	f.IntVar(&flags.MaxRequestsPerTeam, "max-requests-per-team", 0, "requests and streams of one team at a time (default 1/3 of them)")
@@ -53,6 +56,10 @@ func (s *settings) load(cmd *cobra.Command) (config.Up, error) {
 		"database":  func() { cfg.Database = s.flags.Database },
 		"platform":  func() { cfg.Platform = s.flags.Platform },
 		"log-level": func() { cfg.LogLevel = s.flags.LogLevel },
+
+		"egress":       func() { cfg.Egress = s.flags.Egress },
+		"egress-mbps":  func() { cfg.EgressMbps = s.flags.EgressMbps },
+		"egress-allow": func() { cfg.EgressAllow = s.flags.EgressAllow },
 
 		"max-connections":             func() { cfg.MaxConnections = s.flags.MaxConnections },
 		"max-connections-per-address": func() { cfg.MaxConnectionsPerAddress = s.flags.MaxConnectionsPerAddress },

@@ -74,7 +74,9 @@ func runUp(ctx context.Context, cfg config.Up, log *slog.Logger, ready func(addr
 	if err != nil {
 		return err
 	}
-	ctl := control.New(control.Config{Store: db, Host: host, Log: log, Version: nestbox.Version, MakeRoom: func() {
+	ctl := control.New(control.Config{Store: db, Host: host, Log: log, Version: nestbox.Version, Network: control.NetworkDefaults{
+		Internet: cfg.Egress == config.EgressOpen, EgressMbps: cfg.EgressMbps,
+	}, MakeRoom: func() {
 		log.Error("the disk is full: a piece of the reserve is given to end capsules", "dir", cfg.Dir)
 		room.Give()
 	}})
@@ -100,7 +102,7 @@ func runUp(ctx context.Context, cfg config.Up, log *slog.Logger, ready func(addr
 // examineMachine does the checks of `nestbox doctor`, and refuses a machine on
 // which capsules cannot work.
 func examineMachine(cfg config.Up, log *slog.Logger) error {
-	found := doctor.Examine(doctor.Config{Dir: cfg.Dir, Platform: cfg.Platform})
+	found := doctor.Examine(doctor.Config{Dir: cfg.Dir, Platform: cfg.Platform, Egress: cfg.Egress == config.EgressOpen})
 	for _, f := range found {
 		if f.Status == doctor.Warn {
 			log.Warn("this machine: "+f.Check, "found", f.Detail, "fix", f.Fix)
@@ -129,7 +131,7 @@ func keepReserve(ctx context.Context, room *reserve.Reserve, log *slog.Logger) {
 }
 
 // openSandboxes prepares gVisor and the templates in a state directory.
-func openSandboxes(dir, platform string, log *slog.Logger, undo *closers) (*gvisor.Driver, *image.Store, error) {
+func openSandboxes(dir, platform string, out gvisor.Egress, log *slog.Logger, undo *closers) (*gvisor.Driver, *image.Store, error) {
 	envd, err := envdbin.Find(filepath.Join(dir, "bin"))
 	if err != nil {
 		return nil, nil, err
@@ -147,6 +149,7 @@ func openSandboxes(dir, platform string, log *slog.Logger, undo *closers) (*gvis
 		RunDir:   runDir(dir),
 		Envd:     envd,
 		Runsc:    []string{self},
+		Egress:   out,
 		Platform: platform,
 		Log:      log,
 	})
@@ -159,7 +162,11 @@ func openSandboxes(dir, platform string, log *slog.Logger, undo *closers) (*gvis
 
 // openHost starts the host agent of this machine.
 func openHost(ctx context.Context, cfg config.Up, log *slog.Logger, undo *closers) (hostagent.Host, error) {
-	driver, images, err := openSandboxes(cfg.Dir, cfg.Platform, log, undo)
+	out, err := startEgress(ctx, cfg, log, undo)
+	if err != nil {
+		return nil, fmt.Errorf("start the egress: %w", err)
+	}
+	driver, images, err := openSandboxes(cfg.Dir, cfg.Platform, out, log, undo)
 	if err != nil {
 		return nil, err
 	}

@@ -10,10 +10,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
 	"github.com/nestbox/nestbox/internal/config"
@@ -77,7 +80,7 @@ const startIn = 2 * time.Minute
 
 // upDetached starts `nestbox up` in a session of its own and returns when it
 // answers.
-func upDetached(ctx context.Context, cfg config.Up, out io.Writer) error {
+func upDetached(ctx context.Context, cfg config.Up, args []string, out io.Writer) error {
 	ctx, cancel := context.WithTimeout(ctx, startIn)
 	defer cancel()
 	if err := secureStateDir(cfg.Dir); err != nil {
@@ -94,7 +97,7 @@ func upDetached(ctx context.Context, cfg config.Up, out io.Writer) error {
 		return err
 	}
 	// Not CommandContext: the server is to outlive this process.
-	cmd := exec.Command(self, upArgs(cfg)...)
+	cmd := exec.Command(self, args...)
 	cmd.Stdout, cmd.Stderr = logFile, logFile
 	cmd.Env = append(os.Environ(), "NESTBOX_DATABASE="+cfg.Database) // a password has no place in a command line
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -112,11 +115,23 @@ func upDetached(ctx context.Context, cfg config.Up, out io.Writer) error {
 	return nil
 }
 
-func upArgs(cfg config.Up) []string {
-	return []string{
-		"up", "--dir", cfg.Dir, "--listen", cfg.Listen, "--domain", cfg.Domain,
-		"--platform", cfg.Platform, "--log-level", cfg.LogLevel,
-	}
+// argsOf are those that run cmd again with the flags that were given to it, but for
+// the ones left out.
+func argsOf(cmd *cobra.Command, leftOut ...string) []string {
+	args := []string{cmd.Name()}
+	cmd.Flags().Visit(func(f *pflag.Flag) {
+		if slices.Contains(leftOut, f.Name) {
+			return
+		}
+		values := []string{f.Value.String()}
+		if list, ok := f.Value.(pflag.SliceValue); ok {
+			values = list.GetSlice()
+		}
+		for _, v := range values {
+			args = append(args, "--"+f.Name+"="+v)
+		}
+	})
+	return args
 }
 
 // awaitHealth returns when url answers 200, with a dot of progress now and

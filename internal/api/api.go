@@ -129,6 +129,7 @@ func newServer(cfg Config) *server {
 	s.registerFiles()
 	s.registerTransfers()
 	s.registerPorts()
+	s.registerNetwork()
 	return s
 }
 

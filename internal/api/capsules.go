@@ -26,6 +26,7 @@ type capsule struct {
 	LastActiveAt *time.Time        `json:"last_active_at,omitempty"`
 	LastUpdated  time.Time         `json:"last_updated"`
 	Metadata     map[string]string `json:"metadata,omitempty"`
+	Network      networkPolicy     `json:"network" doc:"What it may reach outside"`
 	Unresponsive *unresponsive     `json:"unresponsive,omitempty" doc:"Its daemon does not answer: something inside has stopped or replaced it, or it has no time to run"`
 }
 
@@ -57,6 +58,7 @@ func toCapsule(c nestbox.Capsule) capsule {
 		LastActiveAt: optional(seconds(c.LastActiveAt)),
 		LastUpdated:  seconds(c.UpdatedAt),
 		Metadata:     c.Metadata,
+		Network:      toPolicy(c.NetworkPolicy()),
 		Unresponsive: frozen,
 	}
 }
@@ -79,10 +81,17 @@ type createCapsuleBody struct {
 	PidsMax    int               `json:"pids_max,omitempty" doc:"Most processes and threads at a time; 0 or less = 4096"`
 	TimeoutSec int               `json:"timeout_sec,omitempty" doc:"Inactivity limit in seconds; 0 or less = none"`
 	Metadata   map[string]string `json:"metadata,omitempty" doc:"The caller's own notes, shown again; at most 64"`
+	Network    *networkBody      `json:"network,omitempty" doc:"What it may reach outside; left out = what the operator has for all"`
 }
 
-func (b createCapsuleBody) spec() nestbox.CapsuleSpec {
+// spec reads the body, where it says nothing about the network with byDefault.
+func (b createCapsuleBody) spec(byDefault nestbox.NetworkPolicy) nestbox.CapsuleSpec {
+	var network *nestbox.NetworkPolicy
+	if b.Network != nil {
+		network = new(b.Network.policy(byDefault))
+	}
 	return nestbox.CapsuleSpec{
+		Network:    network,
 		Template:   b.Template,
 		Resources:  nestbox.Resources{VCPUs: b.VCPUs, MemoryMB: b.MemoryMB, DiskMB: b.DiskMB, PidsMax: b.PidsMax},
 		TimeoutSec: max(b.TimeoutSec, 0),
@@ -114,6 +123,7 @@ func exampleCapsule() capsule {
 	return capsule{
 		ID: "cl-0123456789abcdefghijklmno", Status: "running", Template: "minimal",
 		VCPUs: 1, MemoryMB: 512, DiskMB: 5120, PidsMax: 4096,
+		Network:   examplePolicy(),
 		CreatedAt: at, StartedAt: &at, LastActiveAt: &at, LastUpdated: at,
 	}
 }
@@ -163,7 +173,7 @@ func (s *server) createCapsule(ctx context.Context, caller control.Caller, in *c
 	if in.Body != nil {
 		body = *in.Body
 	}
-	c, err := s.control.Capsules.Create(ctx, caller, body.spec())
+	c, err := s.control.Capsules.Create(ctx, caller, body.spec(s.control.Capsules.DefaultNetwork()))
 	if err != nil {
 		return nil, err
 	}

@@ -20,6 +20,8 @@ func TestEveryFieldIsShown(t *testing.T) {
 	}, "Capsule.TeamID", "Capsule.HostID") // of no use to a caller, who has one team and no say in hosts
 	fieldtest.Matters(t, func(p nestbox.Process) any { return toProcess(p) })
 	fieldtest.Matters(t, func(f nestbox.FileInfo) any { return toFileEntry(f) })
-	fieldtest.Matters(t, func(b createCapsuleBody) any { return b.spec() })
+	fieldtest.Matters(t, func(b createCapsuleBody) any { return b.spec(nestbox.NetworkPolicy{}) })
+	fieldtest.Matters(t, func(r nestbox.NetworkReport) any { return toNetworkLog(r) })
+	fieldtest.Matters(t, func(f nestbox.NetworkFlow) any { return toFlow(f) }, "NetworkFlow.Verdict.ByName") // the rule says it
 	fieldtest.Matters(t, func(c Command) any { return c.spec() })
 }

@@ -192,6 +192,7 @@ var exampleErrors = map[int]errorDetail{
 	http.StatusUpgradeRequired:       {"invalid_request", "this is a WebSocket"},
 	http.StatusTooManyRequests:       {"exhausted", "no more processes can be started"},
 	http.StatusInternalServerError:   {"internal_error", "internal error"},
+	http.StatusNotImplemented:        {"unsupported", "the capsule has no way out: the host had none when it was made"},
 	http.StatusBadGateway:            {"agent_error", "the capsule's daemon does not answer"},
 	http.StatusServiceUnavailable:    {"host_unavailable", "sandbox host is not reachable"},
 	http.StatusInsufficientStorage:   {"exhausted", "no space left on device"},

@@ -22,6 +22,8 @@ import (
 	"github.com/nestbox/nestbox/internal/control"
 	"github.com/nestbox/nestbox/internal/guest"
 	"github.com/nestbox/nestbox/internal/hostagent"
+	"github.com/nestbox/nestbox/internal/hostagent/hosttest"
+	"github.com/nestbox/nestbox/internal/sandbox"
 	"github.com/nestbox/nestbox/internal/store"
 )
 
@@ -32,6 +34,8 @@ const patience = 60 * time.Second
 
 // memoryHost is a hostagent.Host whose capsules are guests that the test gives.
 type memoryHost struct {
+	hosttest.Networks
+
 	newGuest func() guest.Guest
 	mu       sync.Mutex
 	guests   map[string]guest.Guest
@@ -42,7 +46,7 @@ func (h *memoryHost) Info(context.Context) (hostagent.Info, error) {
 	if h.away.Load() {
 		return hostagent.Info{}, nestbox.Errorf(nestbox.CodeUnavailable, "away")
 	}
-	return hostagent.Info{HostInfo: nestbox.HostInfo{ID: nestbox.NewID(nestbox.PrefixHost), Templates: []string{nestbox.TemplateMinimal}}}, nil
+	return hostagent.Info{HostInfo: nestbox.HostInfo{ID: nestbox.NewID(nestbox.PrefixHost), Templates: []string{nestbox.TemplateMinimal}}, Capabilities: []sandbox.Capability{sandbox.Egress}}, nil
 }
 
 func (h *memoryHost) Create(_ context.Context, id string, _ nestbox.CapsuleSpec) (hostagent.Status, error) {

@@ -23,6 +23,8 @@ import (
 	"github.com/nestbox/nestbox/internal/guest/envd"
 	"github.com/nestbox/nestbox/internal/guest/outputlog"
 	"github.com/nestbox/nestbox/internal/hostagent"
+	"github.com/nestbox/nestbox/internal/hostagent/hosttest"
+	"github.com/nestbox/nestbox/internal/sandbox"
 	"github.com/nestbox/nestbox/internal/store"
 )
 
@@ -132,13 +134,15 @@ func (c *connections) cut() {
 
 // host is a hostagent.Host whose capsules are envds in this process.
 type host struct {
+	hosttest.Networks
+
 	t     testing.TB
 	mu    sync.Mutex
 	envds map[string]*envd.Envd
 }
 
 func (h *host) Info(context.Context) (hostagent.Info, error) {
-	return hostagent.Info{HostInfo: nestbox.HostInfo{ID: nestbox.NewID(nestbox.PrefixHost), Templates: []string{nestbox.TemplateMinimal}}}, nil
+	return hostagent.Info{HostInfo: nestbox.HostInfo{ID: nestbox.NewID(nestbox.PrefixHost), Templates: []string{nestbox.TemplateMinimal}}, Capabilities: []sandbox.Capability{sandbox.Egress}}, nil
 }
 
 func (h *host) Create(_ context.Context, id string, _ nestbox.CapsuleSpec) (hostagent.Status, error) {

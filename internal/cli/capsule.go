@@ -26,6 +26,7 @@ func help(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 func newCapsuleCreate(a *app) *cobra.Command {
 	var req nestbox.CapsuleSpec
 	var timeout time.Duration
+	var network networkFlags
 	cmd := &cobra.Command{
 		Use:   "create",
 		Short: "Create a capsule and print its id",
@@ -36,6 +37,9 @@ func newCapsuleCreate(a *app) *cobra.Command {
 				return err
 			}
 			if req.TimeoutSec, err = wholeSeconds("timeout", timeout); err != nil {
+				return err
+			}
+			if req.Network, err = network.policy(cmd); err != nil {
 				return err
 			}
 			capsule, err := c.Capsules.Create(cmd.Context(), req)
@@ -55,6 +59,7 @@ func newCapsuleCreate(a *app) *cobra.Command {
 	f.IntVar(&req.Resources.DiskMB, "disk", 0, "disk in MiB (default 5120)")
 	f.IntVar(&req.Resources.PidsMax, "pids", 0, "most processes and threads at a time (default 4096)")
 	f.DurationVar(&timeout, "timeout", 0, "end it after so long without activity (default never)")
+	network.add(f)
 	f.StringToStringVar(&req.Metadata, "metadata", nil, "notes of your own, key=value")
 	return cmd
 }
@@ -144,6 +149,7 @@ func (a *app) printCapsule(v capsuleJSON) error {
 	t.row("disk", fmt.Sprintf("%d MiB", v.DiskMB))
 	t.row("pids", strconv.Itoa(v.PidsMax))
 	t.row("timeout", orNever(v.TimeoutSec))
+	t.row("network", inWords(v.Network))
 	t.row("created", stamp(v.CreatedAt))
 	if v.StartedAt != nil {
 		t.row("started", stamp(*v.StartedAt))

@@ -64,6 +64,7 @@ memory       512 MiB
 disk         5120 MiB
 pids         4096
 timeout      never
+network      none
 created      2026-01-02T03:04:05Z
 started      2026-01-02T03:04:05Z
 last active  2026-01-02T03:04:05Z
@@ -130,7 +131,7 @@ func TestCompletion(t *testing.T) {
 	t.Parallel()
 	s := newShell(t)
 	id := s.capsule()
-	for _, command := range []string{"exec", "ps", "logs", "attach", "kill", "wait", "url"} {
+	for _, command := range []string{"exec", "ps", "logs", "attach", "kill", "wait", "url", "network"} {
 		require.Contains(t, s.ok("__complete", command, ""), id+"\tminimal, running", command)
 	}
 	require.Contains(t, s.ok("__complete", "capsule", "rm", id, ""), id)

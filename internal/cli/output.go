@@ -83,6 +83,8 @@ type capsuleJSON struct {
 	LastUpdated  time.Time         `json:"last_updated"`
 	Metadata     map[string]string `json:"metadata,omitempty"`
 	Unresponsive *unresponsiveJSON `json:"unresponsive,omitempty"`
+
+	Network nestbox.NetworkPolicy `json:"network"`
 }
 
 type unresponsiveJSON struct {
@@ -96,6 +98,7 @@ func capsuleView(c nestbox.Capsule) capsuleJSON {
 	}
 	return capsuleJSON{
 		Unresponsive: frozen,
+		Network:      c.NetworkPolicy(),
 
 		ID: c.ID, Status: string(c.State), Reason: c.Reason, Template: c.Template,
 		VCPUs: c.Resources.VCPUs, MemoryMB: c.Resources.MemoryMB, DiskMB: c.Resources.DiskMB, PidsMax: c.Resources.PidsMax,

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -18,6 +19,8 @@ import (
 
 	"github.com/caarlos0/env/v11"
 	"go.yaml.in/yaml/v3"
+
+	"github.com/nestbox/nestbox"
 )
 
 // Up is the configuration of `nestbox up`: control plane and host agent in one
@@ -35,6 +38,14 @@ type Up struct {
 	Database string `yaml:"database" env:"NESTBOX_DATABASE"`
 	// Platform is gVisor's platform: systrap (works everywhere) or kvm.
 	Platform string `yaml:"platform" env:"NESTBOX_PLATFORM"`
+	// Egress is whether capsules reach the internet of which nobody says otherwise: allow
+	// or deny. Addresses that are private or the host's own none reaches.
+	Egress string `yaml:"egress" env:"NESTBOX_EGRESS"`
+	// EgressAllow are private ranges, in CIDR form, that capsules may reach all the same.
+	EgressAllow []string `yaml:"egress_allow" env:"NESTBOX_EGRESS_ALLOW"`
+	// EgressMbps is the most that each capsule may send, and receive, in megabits per
+	// second; 0 = no limit.
+	EgressMbps int `yaml:"egress_mbps" env:"NESTBOX_EGRESS_MBPS"`
 	// MaxConnections is how many connections clients may have at a time; 0 = two
 	// fifths of the descriptors that the process may have.
 	MaxConnections int `yaml:"max_connections" env:"NESTBOX_MAX_CONNECTIONS"`
@@ -51,6 +62,25 @@ type Up struct {
 	LogLevel string `yaml:"log_level" env:"NESTBOX_LOG_LEVEL"`
 }
 
+// Values of Egress.
+const (
+	EgressOpen = "allow"
+	EgressShut = "deny"
+)
+
+// Lifted returns EgressAllow, read.
+func (c Up) Lifted() ([]netip.Prefix, error) {
+	var lifted []netip.Prefix
+	for _, text := range c.EgressAllow {
+		p, err := netip.ParsePrefix(strings.TrimSpace(text))
+		if err != nil || p != p.Masked() {
+			return nil, fmt.Errorf("egress-allow: %q is not a range of addresses such as 10.1.0.0/16", text)
+		}
+		lifted = append(lifted, p)
+	}
+	return lifted, nil
+}
+
 // DefaultUp returns the settings of `nestbox up` that nobody changed.
 func DefaultUp() Up {
 	return Up{
@@ -58,6 +88,7 @@ func DefaultUp() Up {
 		Listen:   "127.0.0.1:8080",
 		Domain:   "localhost",
 		Platform: "systrap",
+		Egress:   EgressOpen,
 		LogLevel: "info",
 	}
 }
@@ -108,6 +139,17 @@ func (c Up) Validate() error {
 	case "systrap", "kvm", "ptrace":
 	default:
 		return fmt.Errorf("platform %q is none of systrap, kvm, ptrace", c.Platform)
+	}
+	switch c.Egress {
+	case EgressOpen, EgressShut:
+	default:
+		return fmt.Errorf("egress %q is neither %s nor %s", c.Egress, EgressOpen, EgressShut)
+	}
+	if c.EgressMbps < 0 || c.EgressMbps > nestbox.MaxEgressMbps {
+		return fmt.Errorf("egress-mbps must be between 0 and %d, not %d", nestbox.MaxEgressMbps, c.EgressMbps)
+	}
+	if _, err := c.Lifted(); err != nil {
+		return err
 	}
 	switch c.LogLevel {
 	case "debug", "info", "warn", "error":

@@ -17,6 +17,7 @@ import (
 type Capsules struct {
 	cfg      Config
 	activity *activity
+	network  locks // of changes of a capsule's network
 }
 
 // Bounds of the work that goes on after a caller has left.
@@ -32,10 +33,14 @@ const (
 //
 // Zero or negative resources mean the defaults. CodeInvalid: spec cannot be
 // meant. CodeNotFound: no such template.
+// CodeUnsupported: the host's capsules have no way out, and spec wants one.
 // CodeUnavailable: the host does not answer. The capsule of a failed create is
 // in StateError with the reason, unless it never got as far.
 func (c *Capsules) Create(ctx context.Context, by Caller, spec nestbox.CapsuleSpec) (nestbox.Capsule, error) {
 	spec = spec.WithDefaults()
+	if err := c.limitSpeed(spec.Network); err != nil {
+		return nestbox.Capsule{}, err
+	}
 	if err := spec.Validate(); err != nil {
 		return nestbox.Capsule{}, err
 	}
@@ -48,6 +53,9 @@ func (c *Capsules) Create(ctx context.Context, by Caller, spec nestbox.CapsuleSp
 	}
 	if !slices.Contains(host.Templates, spec.Template) {
 		return nestbox.Capsule{}, nestbox.Errorf(nestbox.CodeNotFound, "template not found")
+	}
+	if spec.Network, err = c.networkOf(spec, host); err != nil {
+		return nestbox.Capsule{}, err
 	}
 	now := c.cfg.instant()
 	capsule := nestbox.Capsule{
@@ -230,19 +238,26 @@ func (c *Capsules) enter(ctx context.Context, capsule nestbox.Capsule) (guest.Gu
 		return nil, err
 	}
 	g, err := c.cfg.Host.Guest(ctx, capsule.ID)
-	if nestbox.CodeOf(err) != nestbox.CodeNotFound {
-		return g, hostError(err)
-	}
-	// It came to its end since, and the store knows why, or the Reconciler is about
-	// to find out.
-	now, err := c.cfg.Store.Capsule(ctx, capsule.ID)
 	if err != nil {
-		return nil, err
+		return nil, c.ended(ctx, capsule.ID, err)
+	}
+	return g, nil
+}
+
+// ended is the error of a host about a capsule that ran: one that the host does not know
+// came to its end since, and the store knows why, or the Reconciler is about to find out.
+func (c *Capsules) ended(ctx context.Context, id string, err error) error {
+	if nestbox.CodeOf(err) != nestbox.CodeNotFound {
+		return hostError(err)
+	}
+	now, err := c.cfg.Store.Capsule(ctx, id)
+	if err != nil {
+		return err
 	}
 	if now.State == nestbox.StateRunning {
-		return nil, nestbox.StateError.NotRunning(reasonLost)
+		return nestbox.StateError.NotRunning(reasonLost)
 	}
-	return nil, running(now)
+	return running(now)
 }
 
 func running(capsule nestbox.Capsule) error {

@@ -21,6 +21,7 @@ type Config struct {
 	Log     *slog.Logger
 	Now     func() time.Time // nil = time.Now
 	Version string
+	Network NetworkDefaults
 
 	// MakeRoom is called when the database has no space left to end a capsule;
 	// nil = nothing can be done about it.
@@ -44,7 +45,7 @@ func New(cfg Config) *Control {
 	}
 	activity := newActivity(cfg)
 	keys := &Keys{cfg: cfg, activity: activity}
-	capsules := &Capsules{cfg: cfg, activity: activity}
+	capsules := &Capsules{cfg: cfg, activity: activity, network: newLocks()}
 	return &Control{
 		Keys:       keys,
 		Capsules:   capsules,

@@ -15,6 +15,8 @@ import (
 	"github.com/nestbox/nestbox"
 	"github.com/nestbox/nestbox/internal/guest"
 	"github.com/nestbox/nestbox/internal/hostagent"
+	"github.com/nestbox/nestbox/internal/hostagent/hosttest"
+	"github.com/nestbox/nestbox/internal/sandbox"
 )
 
 // fakeHost is a scripted hostagent.Host. Its capsules are entries of a map.
@@ -30,6 +32,7 @@ type fakeHost struct {
 	watches  int
 	step     func(step) // called before and after each effect, not under mu
 	guest    guest.Guest
+	networks hosttest.Networks
 }
 
 // step is a point at which a process can die.
@@ -40,7 +43,7 @@ func newFakeHost(now func() time.Time) *fakeHost {
 		now: now,
 		info: hostagent.Info{
 			HostInfo:  nestbox.HostInfo{ID: nestbox.NewID(nestbox.PrefixHost), Driver: "scripted", Templates: []string{"minimal"}},
-			StartedAt: now(),
+			StartedAt: now(), Capabilities: []sandbox.Capability{sandbox.Egress},
 		},
 		capsules: map[string]hostagent.Status{},
 		died:     make(chan struct{}),
@@ -126,6 +129,26 @@ func (h *fakeHost) Guest(ctx context.Context, id string) (g guest.Guest, err err
 		return err
 	})
 	return g, err
+}
+
+func (h *fakeHost) SetNetwork(ctx context.Context, id string, policy nestbox.NetworkPolicy) error {
+	return h.call(ctx, "SetNetwork", id, func() error {
+		if _, err := h.find(id); err != nil {
+			return err
+		}
+		return h.networks.SetNetwork(ctx, id, policy)
+	})
+}
+
+func (h *fakeHost) Network(ctx context.Context, id string) (r nestbox.NetworkReport, err error) {
+	err = h.call(ctx, "Network", id, func() (err error) {
+		if _, err := h.find(id); err != nil {
+			return err
+		}
+		r, err = h.networks.Network(ctx, id)
+		return err
+	})
+	return r, err
 }
 
 func (h *fakeHost) WatchDeaths(ctx context.Context, died func(hostagent.Status)) error {

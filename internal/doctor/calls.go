@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nestbox/nestbox/internal/cgroup"
+	"github.com/nestbox/nestbox/internal/egress"
 )
 
 // calls are what is asked of the kernel by system calls.
@@ -18,6 +19,7 @@ type calls struct {
 	open       func(path string) error
 	disk       func(path string) (unix.Statfs_t, error)
 	openFiles  func() (uint64, error)
+	egress     func() error // whether capsules can have a way out
 }
 
 var kernelCalls = calls{
@@ -47,6 +49,7 @@ var kernelCalls = calls{
 		err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit)
 		return limit.Max, err
 	},
+	egress: egress.Probe,
 }
 
 // tryNamespaces starts a program in namespaces of all the kinds that a capsule

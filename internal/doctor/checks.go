@@ -126,6 +126,19 @@ func platform(m machine, cfg Config) Finding {
 	return ok(cfg.Platform)
 }
 
+// network looks for what the way of capsules out needs.
+func network(m machine, cfg Config) Finding {
+	err := m.egress()
+	const fix = "load the kernel modules nf_tables and nft_tproxy"
+	switch {
+	case err == nil:
+		return ok("TPROXY works")
+	case cfg.Egress:
+		return fail("capsules could reach nothing outside: "+err.Error(), fix+", or start with --egress deny")
+	}
+	return warn("capsules reach nothing outside, also if their create asks for it: "+err.Error(), fix)
+}
+
 func memory(m machine, _ Config) Finding {
 	text, _, _ := strings.Cut(m.field("proc/meminfo", "MemTotal:"), " ")
 	kB, err := strconv.ParseInt(text, 10, 64)

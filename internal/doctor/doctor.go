@@ -36,6 +36,7 @@ type Finding struct {
 type Config struct {
 	Dir      string // the state directory, which need not exist
 	Platform string // gVisor's: systrap, kvm or ptrace
+	Egress   bool   // capsules reach the internet unless somebody says otherwise
 }
 
 // Examine does all checks, in the order in which what they look at is needed. It
@@ -52,6 +53,7 @@ func Examine(cfg Config) []Finding {
 		{"control groups", controlGroups},
 		{"namespaces", namespaces},
 		{"platform", platform},
+		{"network", network},
 		{"memory", memory},
 		{"disk", disk},
 		{"state directory", stateDir},

@@ -37,6 +37,7 @@ func good() (machine, map[string]string) {
 				return unix.Statfs_t{Type: unix.EXT4_SUPER_MAGIC, Bsize: 4096, Bavail: 1 << 20, Files: 1 << 20, Ffree: 1 << 20}, nil
 			},
 			openFiles: func() (uint64, error) { return 1 << 20, nil },
+			egress:    func() error { return nil },
 		}}, map[string]string{
 			"proc/self/status":                      "Name:\tx\nCapEff:\t000001ffffffffff\n",
 			"proc/meminfo":                          "MemTotal:        8000000 kB\n",
@@ -100,6 +101,9 @@ func TestFindings(t *testing.T) {
 		"few PIDs":           {check: kernelLimits, spoil: func(_ *machine, f map[string]string) { f["proc/sys/kernel/pid_max"] = "32768" }, status: Warn, detail: "32768", fix: "sysctl -w kernel.pid_max=100000"},
 		"few maps":           {check: kernelLimits, spoil: func(_ *machine, f map[string]string) { f["proc/sys/vm/max_map_count"] = "1000" }, status: Warn, fix: "vm.max_map_count"},
 		"few watches":        {check: kernelLimits, spoil: func(_ *machine, f map[string]string) { f["proc/sys/fs/inotify/max_user_watches"] = "128" }, status: Warn, fix: "fs.inotify.max_user_watches"},
+		"TPROXY":             {check: network, cfg: Config{Egress: true}, status: OK, detail: "works"},
+		"no TPROXY":          {check: network, cfg: Config{Egress: true}, spoil: func(m *machine, _ map[string]string) { m.egress = func() error { return unix.ENOENT } }, status: Fail, fix: "--egress deny"},
+		"no TPROXY, no need": {check: network, spoil: func(m *machine, _ map[string]string) { m.egress = func() error { return unix.ENOENT } }, status: Warn, fix: "nft_tproxy"},
 		"no programs":        {check: template, spoil: func(_ *machine, f map[string]string) { delete(f, "usr/bin/git"); delete(f, "usr/bin/python3") }, status: Warn, detail: "git, python3", fix: "apt-get install git python3"},
 		"no shell":           {check: template, spoil: func(_ *machine, f map[string]string) { delete(f, "usr/bin/sh") }, status: Fail, detail: "/bin/sh"},
 	} {

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os/exec"
 	"path/filepath"
 	"time"
@@ -48,7 +49,7 @@ func (c *Client) Remove(ctx context.Context, id string) error {
 }
 
 // Look is Service.Look.
-func (c *Client) Look(ctx context.Context, id string) (report Report, err error) {
+func (c *Client) Look(ctx context.Context, id string) (report nestbox.NetworkReport, err error) {
 	return report, c.call(ctx, http.MethodGet, id, nil, &report)
 }
 
@@ -100,8 +101,9 @@ func (c *Client) once(ctx context.Context, method, id string, text []byte, out a
 	return body.Decode(out)
 }
 
-// awaitEnd returns when the Service that answers now, if one does, has ended.
-func (c *Client) awaitEnd(ctx context.Context) error {
+// awaitEnd returns when the Service that answers now, if one does, has ended. One
+// with other settings is told to end.
+func (c *Client) awaitEnd(ctx context.Context, want string) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://egress/alive", nil)
 	if err != nil {
 		return err
@@ -110,18 +112,36 @@ func (c *Client) awaitEnd(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_, err = io.Copy(io.Discard, res.Body)
+	if res.Header.Get(settingsHeader) != want {
+		err = c.end(ctx)
+	}
+	if err == nil {
+		_, err = io.Copy(io.Discard, res.Body)
+	}
 	return errors.Join(err, res.Body.Close())
 }
 
+func (c *Client) end(ctx context.Context) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://egress/end", nil)
+	if err != nil {
+		return err
+	}
+	res, err := c.http.Do(req)
+	if err != nil {
+		return err
+	}
+	return res.Body.Close()
+}
+
 // Keep has a Service of the directory of c run until ctx ends, whoever started the one
-// that does. command makes one, which must not end with this process: a session and
-// output of its own. When ctx ends the Service goes on.
-func (c *Client) Keep(ctx context.Context, log *slog.Logger, command func() *exec.Cmd) {
+// that does, unless that lifts other ranges. command makes one, which must not end
+// with this process: a session and output of its own. When ctx ends the Service goes on
+// as long as there are capsules.
+func (c *Client) Keep(ctx context.Context, log *slog.Logger, lifted []netip.Prefix, command func() *exec.Cmd) {
 	pause := again
 	for ctx.Err() == nil {
 		began := time.Now()
-		if c.awaitEnd(ctx) == nil || time.Since(began) > time.Second {
+		if c.awaitEnd(ctx, settings(lifted)) == nil || time.Since(began) > time.Second {
 			pause = again // it did run
 		}
 		if ctx.Err() != nil {

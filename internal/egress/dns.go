@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"strings"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/miekg/dns"
@@ -101,7 +100,7 @@ func (g *Gateway) answer(question *dns.Msg) *dns.Msg {
 	}
 	q := question.Question[0]
 	name := strings.ToLower(strings.TrimSuffix(q.Name, "."))
-	f := Flow{Destination: nestbox.Destination{Name: name}, Protocol: DNS, Port: dnsPort, At: time.Now()}
+	f := nestbox.NetworkFlow{Destination: nestbox.Destination{Name: name}, Protocol: nestbox.NetworkDNS, Port: dnsPort, At: time.Now()}
 	f.Verdict.Allowed = g.rules.Load().MayLookUp(name)
 	defer func() { g.count(f) }()
 	if !f.Verdict.Allowed {
@@ -115,7 +114,7 @@ func (g *Gateway) answer(question *dns.Msg) *dns.Msg {
 	}
 	answer, err := g.lookUp(question)
 	if err != nil {
-		f.refuse(err)
+		refuse(&f, err)
 		return failure(question, dns.RcodeServerFailure)
 	}
 	answer.Answer = g.reachable(answer.Answer)
@@ -146,7 +145,7 @@ func (g *Gateway) lookUp(question *dns.Msg) (*dns.Msg, error) {
 	ask.SetQuestion(question.Question[0].Name, question.Question[0].Qtype)
 	ask.SetEdns0(dnsBuffers, false)
 	err := errors.New("no server for names is known")
-	for _, server := range g.cfg.DNS {
+	for _, server := range g.cfg.DNS() {
 		var answer *dns.Msg
 		if answer, err = exchange(g.ctx, ask, server); err != nil {
 			continue
@@ -162,7 +161,7 @@ func (g *Gateway) lookUp(question *dns.Msg) (*dns.Msg, error) {
 
 // exchange asks one server, again over TCP if the answer is cut.
 func exchange(ctx context.Context, ask *dns.Msg, server netip.AddrPort) (*dns.Msg, error) {
-	dialer := &net.Dialer{Timeout: lookupIn, Control: func(_, _ string, c syscall.RawConn) error { return mark(c) }}
+	dialer := &net.Dialer{Timeout: lookupIn}
 	for _, network := range []string{"udp", "tcp"} {
 		client := dns.Client{Net: network, Dialer: dialer, ReadTimeout: lookupIn, WriteTimeout: lookupIn, UDPSize: dnsBuffers}
 		answer, _, err := client.ExchangeContext(ctx, ask, server.String())
@@ -190,11 +189,12 @@ func empty(question *dns.Msg) *dns.Msg {
 func (g *Gateway) resolver() *net.Resolver {
 	var asked atomic.Uint32
 	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
-		if len(g.cfg.DNS) == 0 {
+		servers := g.cfg.DNS()
+		if len(servers) == 0 {
 			return nil, errors.New("no server for names is known")
 		}
-		server := g.cfg.DNS[int(asked.Add(1)-1)%len(g.cfg.DNS)]
-		dialer := &net.Dialer{Timeout: lookupIn, Control: func(_, _ string, c syscall.RawConn) error { return mark(c) }}
+		server := servers[int(asked.Add(1)-1)%len(servers)]
+		dialer := &net.Dialer{Timeout: lookupIn}
 		return dialer.DialContext(ctx, network, server.String())
 	}}
 }

@@ -18,6 +18,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -31,10 +32,11 @@ import (
 // Config is what the Gateways of a host share. It must not be changed any more.
 type Config struct {
 	Never   Never
-	DNS     []netip.AddrPort // servers that names are asked of; they may be anywhere
+	Mark    uint32                  // of the sockets by which capsules reach the world; 0 = none
+	DNS     func() []netip.AddrPort // servers that names are asked of; they may be anywhere
 	Log     *slog.Logger
 	Limits  Limits
-	Counted func(id string, f Flow) // called at the end of each flow, and for each refused one; nil = nobody counts
+	Counted func(id string, f nestbox.NetworkFlow) // called at the end of each flow, and for each refused one; nil = nobody counts
 }
 
 // Limits bound what one capsule may make its Gateway hold. Zero means the default.
@@ -64,9 +66,10 @@ func orDefault[T comparable](v *T, def T) {
 	}
 }
 
-// Mark is the mark of the sockets with which the world is dialled for capsules, by
-// which the host's own firewall knows them.
-const Mark = 0x6e62
+// markBase is in the upper half of the mark of sockets with which the world is dialled
+// for capsules, by which the host's own firewall may know them. Lookups have none: the
+// host's name servers may be anywhere.
+const markBase = 0x6e620000
 
 // Gateway is the way out of one capsule. It is safe for concurrent use.
 type Gateway struct {
@@ -75,6 +78,7 @@ type Gateway struct {
 	log     *slog.Logger
 	rules   atomic.Pointer[nestbox.NetworkRules]
 	sockets *sockets
+	speed   speed
 	udp     sessions
 	lookups chan struct{}
 
@@ -103,7 +107,7 @@ func Open(cfg Config, id, path string, policy nestbox.NetworkPolicy) (*Gateway, 
 	g := &Gateway{
 		cfg: cfg, id: id, log: cfg.Log.With("capsule", id), sockets: s,
 		lookups: make(chan struct{}, cfg.Limits.Lookups), flows: map[*flow]struct{}{},
-		udp: sessions{open: map[pair]*session{}},
+		udp: sessions{open: map[pair]*session{}}, speed: newSpeed(policy),
 	}
 	g.rules.Store(rules)
 	g.ctx, g.stop = context.WithCancel(context.Background())
@@ -121,6 +125,7 @@ func (g *Gateway) Set(policy nestbox.NetworkPolicy) error {
 		return err
 	}
 	g.rules.Store(rules)
+	g.speed.set(policy)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for f := range g.flows {
@@ -144,41 +149,19 @@ func (g *Gateway) Close() error {
 	return err
 }
 
-// Protocol is "tcp", "udp" or "dns".
-type Protocol string
-
-// The protocols.
-const (
-	TCP Protocol = "tcp"
-	UDP Protocol = "udp"
-	DNS Protocol = "dns" // a lookup: of the Destination only the Name is there
-)
-
-// Flow is one connection, pair of addresses or lookup.
-type Flow struct {
-	nestbox.Destination
-	Protocol Protocol
-	Port     uint16
-	Verdict  nestbox.Verdict
-	Reason   string // why it was refused, beyond the rule; "" = by the policy
-	At       time.Time
-	Sent     int64 // bytes out of the capsule
-	Received int64
-}
-
 // quicPort is where HTTP/3 is, whose names are not looked at.
 const quicPort = 443
 
 // judge decides a flow.
-func (g *Gateway) judge(rules *nestbox.NetworkRules, d nestbox.Destination, p Protocol, port uint16) nestbox.Verdict {
-	if p == UDP && port == quicPort && rules.ByName() {
+func (g *Gateway) judge(rules *nestbox.NetworkRules, d nestbox.Destination, p nestbox.NetworkProtocol, port uint16) nestbox.Verdict {
+	if p == nestbox.NetworkUDP && port == quicPort && rules.ByName() {
 		return nestbox.Verdict{Rule: "names are decided, and QUIC does not show them"}
 	}
 	return rules.Decide(d)
 }
 
 // count tells of a flow that has ended, or was refused.
-func (g *Gateway) count(f Flow) {
+func (g *Gateway) count(f nestbox.NetworkFlow) {
 	if g.cfg.Counted != nil {
 		g.cfg.Counted(g.id, f)
 	}
@@ -186,10 +169,35 @@ func (g *Gateway) count(f Flow) {
 
 // flow is one that goes on.
 type flow struct {
-	Flow
+	nestbox.NetworkFlow
 	byName         bool
 	cut            func()
 	sent, received atomic.Int64
+	shown          atomic.Pointer[string] // the name, if nothing is decided by it; nil = none was seen
+}
+
+// now returns the flow as it is so far.
+func (f *flow) now() nestbox.NetworkFlow {
+	so := f.NetworkFlow
+	so.Sent, so.Received = f.sent.Load(), f.received.Load()
+	if shown := f.shown.Load(); shown != nil {
+		so.Name = *shown
+	}
+	return so
+}
+
+// open returns the flows that go on, the oldest first, and of many the last.
+func (g *Gateway) open() []nestbox.NetworkFlow {
+	g.mu.Lock()
+	all := make([]nestbox.NetworkFlow, 0, len(g.flows))
+	for f := range g.flows {
+		so := f.now()
+		so.Open = true
+		all = append(all, so)
+	}
+	g.mu.Unlock()
+	slices.SortFunc(all, func(a, b nestbox.NetworkFlow) int { return a.At.Compare(b.At) })
+	return all[max(0, len(all)-maxRecent):]
 }
 
 // enter registers a flow, if there is room and it is still allowed.
@@ -212,8 +220,7 @@ func (g *Gateway) leave(f *flow) {
 	g.mu.Lock()
 	delete(g.flows, f)
 	g.mu.Unlock()
-	f.Sent, f.Received = f.sent.Load(), f.received.Load()
-	g.count(f.Flow)
+	g.count(f.now())
 }
 
 var (
@@ -235,14 +242,17 @@ func (g *Gateway) dial(ctx context.Context, network, address string) (net.Conn, 
 			if g.cfg.Never.Has(to.Addr()) {
 				return errNever
 			}
-			return mark(c)
+			return mark(c, g.cfg.Mark)
 		},
 	}
 	return d.DialContext(ctx, network, address)
 }
 
-func mark(c syscall.RawConn) error {
+func mark(c syscall.RawConn, mark uint32) error {
+	if mark == 0 {
+		return nil
+	}
 	var result error
-	err := c.Control(func(fd uintptr) { result = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, Mark) })
+	err := c.Control(func(fd uintptr) { result = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, int(mark)) })
 	return errors.Join(err, result)
 }

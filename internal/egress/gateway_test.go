@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/nestbox/nestbox"
+	"github.com/nestbox/nestbox/internal/egress/egresstest"
 	"github.com/nestbox/nestbox/internal/netns"
 )
 
@@ -26,88 +27,25 @@ func (c *capsule) open(p nestbox.NetworkPolicy) {
 // TestPolicy tries every way out under every kind of policy, as programs see it.
 func TestPolicy(t *testing.T) {
 	t.Parallel()
-	onlyName := nestbox.NetworkPolicy{Allow: []string{"allowed.test"}}
-	e2b := nestbox.NetworkPolicy{Internet: true, Allow: []string{"*.allowed.test"}, Deny: []string{"0.0.0.0/0"}}
-	all := nestbox.NetworkPolicy{Internet: true}
-	only := func(allow ...string) nestbox.NetworkPolicy { return nestbox.NetworkPolicy{Allow: allow} }
-	but := func(deny ...string) nestbox.NetworkPolicy { return nestbox.NetworkPolicy{Internet: true, Deny: deny} }
-	http := func(name, ip string) func(*capsule) (string, error) {
-		return func(c *capsule) (string, error) { return c.get("http", name, ip) }
-	}
-	https := func(name, ip string) func(*capsule) (string, error) {
-		return func(c *capsule) (string, error) { return c.get("https", name, ip) }
-	}
-	tcp := func(address string) func(*capsule) (string, error) {
-		return func(c *capsule) (string, error) { return c.echo("tcp4", address) }
-	}
-	udp := func(address string) func(*capsule) (string, error) {
-		return func(c *capsule) (string, error) { return c.echo("udp4", address) }
-	}
-	const refused = ""
-	for name, row := range map[string]struct {
-		policy nestbox.NetworkPolicy
-		do     func(*capsule) (string, error)
-		want   string // what the world answers
-	}{
-		"all: http":                             {all, http("allowed.test", site), site + " allowed.test"},
-		"all: https":                            {all, https("allowed.test", site), site + " allowed.test"},
-		"all: another port":                     {all, tcp(site + ":7777"), "hello"},
-		"all: UDP":                              {all, udp(site + ":7777"), "hello"},
-		"all: QUIC":                             {all, udp(site + ":443"), "hello"},
-		"all: nobody listens":                   {all, tcp(site + ":9"), refused},
-		"all: a private address":                {all, tcp(private + ":7777"), refused},
-		"all: a private address, UDP":           {all, udp(private + ":7777"), refused},
-		"all: metadata":                         {all, http("metadata.test", metadata), refused},
-		"all: the host":                         {all, tcp(hostIP + ":7777"), refused},
-		"nothing: http":                         {nestbox.NetworkPolicy{}, http("allowed.test", site), refused},
-		"nothing: UDP":                          {nestbox.NetworkPolicy{}, udp(site + ":7777"), refused},
-		"a range: in it":                        {only("203.0.113.0/24"), tcp(site + ":7777"), "hello"},
-		"a range: in it, UDP":                   {only("203.0.113.0/24"), udp(site + ":7777"), "hello"},
-		"a range: outside":                      {only("203.0.113.0/24"), tcp(site2 + ":7777"), refused},
-		"a range: a private one":                {only("10.0.0.0/8"), tcp(private + ":7777"), refused},
-		"all but a range: in it":                {but("203.0.113.0/24"), tcp(site + ":7777"), refused},
-		"all but a range: outside":              {but("203.0.113.0/24"), tcp(site2 + ":7777"), "hello"},
-		"all but a name: http":                  {but("other.test"), http("other.test", site2), refused},
-		"all but a name: https":                 {but("other.test"), https("other.test", site2), refused},
-		"all but a name: another":               {but("other.test"), https("allowed.test", site), site + " allowed.test"},
-		"all but a name: QUIC":                  {but("other.test"), udp(site + ":443"), refused},
-		"a name: http":                          {onlyName, http("allowed.test", site), site + " allowed.test"},
-		"a name: https":                         {onlyName, https("allowed.test", site), site + " allowed.test"},
-		"a name: below it":                      {onlyName, https("www.allowed.test", site), refused},
-		"a name: another":                       {onlyName, https("other.test", site2), refused},
-		"a name: no name":                       {onlyName, http(site, site), refused},
-		"a name: another port":                  {onlyName, tcp(site + ":7777"), refused},
-		"a name: UDP":                           {onlyName, udp(site + ":443"), refused},
-		"a name: shown to a foreign address":    {onlyName, http("allowed.test", site2), site + " allowed.test"},
-		"a name: shown to a foreign one, https": {onlyName, https("allowed.test", site2), site + " allowed.test"},
-		"a name: shown to a private address":    {onlyName, http("allowed.test", private), site + " allowed.test"},
-		"a name: that is a private address":     {only("rebind.test"), http("rebind.test", site), refused},
-		"a name: that is the host":              {only("host.test"), http("host.test", site), refused},
-		"a name: that is metadata":              {only("*"), http("metadata.test", site), refused},
-		"a name: that is a private address too": {only("both.test"), http("both.test", site), site + " both.test"},
-		"a name: that is another's":             {only("alias.test"), http("alias.test", site2), site2 + " alias.test"},
-		"a name: that does not exist":           {only("*"), http("nowhere.test", site), refused},
-		"E2B: below a name":                     {e2b, https("www.allowed.test", site), site + " www.allowed.test"},
-		"E2B: the name itself":                  {e2b, https("allowed.test", site), refused},
-	} {
-		t.Run(name, func(t *testing.T) {
+	for _, row := range egresstest.Table() {
+		t.Run(row.What, func(t *testing.T) {
 			t.Parallel()
 			c := newCapsule(t)
-			c.open(row.policy)
-			got, err := row.do(c)
-			if row.want == refused {
+			c.open(row.Policy)
+			got, err := c.try(row.Try)
+			if row.Want == egresstest.Refused {
 				require.Error(t, err, got)
 			} else {
 				require.NoError(t, err)
 			}
-			require.Equal(t, row.want, got)
+			require.Equal(t, row.Want, got)
 		})
 	}
 	t.Cleanup(func() {
-		w, err := theWorld()
+		w, err := egresstest.Join()
 		require.NoError(t, err)
 		for _, ip := range []string{private, metadata} {
-			require.False(t, w.has(&w.seen, ip) || w.has(&w.seen, "udp "+ip), "%s was reached", ip)
+			require.False(t, w.Seen(ip) || w.Seen("udp "+ip), "%s was reached", ip)
 		}
 	})
 }
@@ -146,7 +84,7 @@ func TestLookups(t *testing.T) {
 			require.NoError(t, err)
 			require.Equal(t, dns.RcodeRefused, answer.Rcode)
 		}
-		require.False(t, c.w.has(&c.w.asked, "secret-"), "a name that is not allowed tells nobody outside")
+		require.False(t, c.w.Asked("secret-"), "a name that is not allowed tells nobody outside")
 	}
 	answer, err := c.lookUp("udp4", "8.8.8.8:53", "allowed.test.", dns.TypeTXT)
 	require.NoError(t, err)
@@ -209,8 +147,8 @@ func TestFlowsAreCounted(t *testing.T) {
 	require.Error(t, err)
 	_, err = c.get("http", "rebind.test", site)
 	require.Error(t, err)
-	find := func(match func(Flow) bool) Flow {
-		var found Flow
+	find := func(match func(nestbox.NetworkFlow) bool) nestbox.NetworkFlow {
+		var found nestbox.NetworkFlow
 		require.Eventually(t, func() bool {
 			c.mu.Lock()
 			defer c.mu.Unlock()
@@ -224,18 +162,79 @@ func TestFlowsAreCounted(t *testing.T) {
 		}, patience, time.Millisecond)
 		return found
 	}
-	f := find(func(f Flow) bool { return f.Name == "allowed.test" && f.Protocol == TCP })
+	f := find(func(f nestbox.NetworkFlow) bool { return f.Name == "allowed.test" && f.Protocol == nestbox.NetworkTCP })
 	require.Equal(t, nestbox.Verdict{Allowed: true, Rule: "allowed.test", ByName: true}, f.Verdict)
 	require.Positive(t, f.Sent)
 	require.Positive(t, f.Received)
-	f = find(func(f Flow) bool { return f.Addr == netip.MustParseAddr(site2) })
+	f = find(func(f nestbox.NetworkFlow) bool { return f.Addr == netip.MustParseAddr(site2) })
 	require.Equal(t, nestbox.Verdict{Allowed: true, Rule: site2}, f.Verdict)
 	require.Equal(t, [2]int64{5, 5}, [2]int64{f.Sent, f.Received})
-	f = find(func(f Flow) bool { return f.Addr == netip.MustParseAddr(site) && f.Port == 7777 })
+	f = find(func(f nestbox.NetworkFlow) bool { return f.Addr == netip.MustParseAddr(site) && f.Port == 7777 })
 	require.Equal(t, nestbox.Verdict{}, f.Verdict)
-	f = find(func(f Flow) bool { return f.Name == "rebind.test" && f.Protocol == TCP })
+	f = find(func(f nestbox.NetworkFlow) bool { return f.Name == "rebind.test" && f.Protocol == nestbox.NetworkTCP })
 	require.False(t, f.Verdict.Allowed)
 	require.Equal(t, errNever.Error(), f.Reason)
+}
+
+// TestOpenFlowsAreShown: also with the name, if nothing is decided by it.
+func TestOpenFlowsAreShown(t *testing.T) {
+	t.Parallel()
+	c := newCapsule(t)
+	c.open(nestbox.NetworkPolicy{Internet: true})
+	conn, err := c.dial("tcp4", site+":80")
+	require.NoError(t, err)
+	defer conn.Close()
+	_, err = conn.Write([]byte("GET / HTTP/1.1\r\nHost: allowed.test\r\n\r\n"))
+	require.NoError(t, err)
+	_, err = conn.Read(make([]byte, 1))
+	require.NoError(t, err)
+	require.Eventually(t, func() bool {
+		open := c.g.open()
+		return len(open) == 1 && open[0].Open && open[0].Name == "allowed.test" && open[0].Sent > 0
+	}, patience, time.Millisecond)
+	require.NoError(t, conn.Close())
+	require.Eventually(t, func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return len(c.g.open()) == 0 && len(c.flows) == 1 && c.flows[0].Name == "allowed.test"
+	}, patience, time.Millisecond)
+}
+
+// TestSpeed: what a capsule sends takes as long as its limit has it, until that is lifted.
+func TestSpeed(t *testing.T) {
+	t.Parallel()
+	c := newCapsule(t)
+	c.open(nestbox.NetworkPolicy{Internet: true, EgressMbps: 8})
+	fetch := func(bytes int) time.Duration {
+		conn, err := c.dial("tcp4", site+":7777")
+		require.NoError(t, err)
+		defer conn.Close()
+		go func() { _, _ = conn.Write(make([]byte, bytes)) }()
+		start := time.Now()
+		_, err = io.ReadFull(conn, make([]byte, bytes))
+		require.NoError(t, err)
+		return time.Since(start)
+	}
+	const mb = 1_000_000
+	require.Greater(t, fetch(mb), 700*time.Millisecond, "a burst is free")
+	require.NoError(t, c.g.Set(nestbox.NetworkPolicy{Internet: true}))
+	fetch(100 * mb) // which would take longer than the test may
+	require.Eventually(t, func() bool { return len(c.g.open()) == 0 }, patience, time.Millisecond)
+	require.NoError(t, c.g.Set(nestbox.NetworkPolicy{Internet: true, EgressMbps: 1}))
+
+	// Datagrams beyond the limit are lost.
+	conn, err := c.dial("udp4", site+":7777")
+	require.NoError(t, err)
+	defer conn.Close()
+	for range 100 {
+		_, err = conn.Write(make([]byte, 10_000))
+		require.NoError(t, err)
+	}
+	require.Eventually(t, func() bool {
+		open := c.g.open()
+		return len(open) == 1 && open[0].Sent > 0
+	}, patience, time.Millisecond)
+	require.Less(t, c.g.open()[0].Sent, int64(mb/2))
 }
 
 // TestLimits: a capsule that opens connections without end costs a bounded number.

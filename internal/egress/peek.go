@@ -26,16 +26,22 @@ func (g *Gateway) peek(conn net.Conn, port uint16) (name string, ahead []byte) {
 	_ = conn.SetReadDeadline(time.Now().Add(g.cfg.Limits.Peek))
 	defer func() { _ = conn.SetReadDeadline(time.Time{}) }()
 	tee := &teeReader{r: io.LimitReader(conn, maxPeek)}
+	name = shownName(tee, port)
+	return name, tee.seen.Bytes()
+}
+
+// shownName returns the name at the beginning of a connection to a port.
+func shownName(r io.Reader, port uint16) (name string) {
 	if port == httpsPort {
-		name = serverName(tee)
+		name = serverName(r)
 	} else {
-		name = hostOf(tee)
+		name = hostOf(r)
 	}
 	name = strings.ToLower(strings.TrimSuffix(name, "."))
 	if !nestbox.ValidHostName(name) { // an address, for example
-		name = ""
+		return ""
 	}
-	return name, tee.seen.Bytes()
+	return name
 }
 
 // teeReader remembers what was read.

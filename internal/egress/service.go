@@ -8,11 +8,13 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -29,6 +31,10 @@ type Service struct {
 	cfg  Config
 	dir  string
 	lock *os.File
+
+	watchers atomic.Int64  // servers that are there
+	idle     chan struct{} // closed when nobody needs the Service any more
+	endOnce  sync.Once
 
 	work sync.Mutex // held while a Gateway is opened or closed, which takes milliseconds
 
@@ -60,8 +66,7 @@ type served struct {
 
 	mu     sync.Mutex
 	policy nestbox.NetworkPolicy
-	counts Counts
-	recent []Flow // the last maxRecent
+	report nestbox.NetworkReport // without its Policy; of Recent the last maxRecent that have ended
 }
 
 // capsuleState is what is on disk of a capsule.
@@ -79,15 +84,12 @@ const (
 	lockFile     = "lock"
 	maxRecent    = 100 // flows
 	maxState     = 1 << 20
-)
 
-// Counts are what a capsule did since its Gateway was opened.
-type Counts struct {
-	Allowed  int64
-	Refused  int64
-	Sent     int64 // bytes
-	Received int64
-}
+	// firstServer is how long a Service without capsules waits for a server.
+	firstServer = 5 * time.Second
+
+	settingsHeader = "Nestbox-Egress-Settings"
+)
 
 // ErrServed is of a directory in which another Service works.
 var ErrServed = errors.New("another egress process works on this directory")
@@ -108,7 +110,7 @@ func NewService(cfg Config, dir string) (*Service, error) {
 		}
 		return nil, errors.Join(err, lock.Close())
 	}
-	s := &Service{cfg: cfg, dir: dir, lock: lock, capsules: map[string]*served{}}
+	s := &Service{cfg: cfg, dir: dir, lock: lock, idle: make(chan struct{}), capsules: map[string]*served{}}
 	s.cfg.Counted = s.counted
 	if err := s.load(); err != nil {
 		return nil, errors.Join(err, lock.Close())
@@ -230,35 +232,56 @@ func (s *Service) Remove(id string) error {
 	}
 	c := s.capsule(id)
 	s.hold(id, nil)
+	s.endIfIdle()
 	if c == nil || c.gateway == nil {
 		return nil
 	}
 	return c.gateway.Close()
 }
 
-// Report is what is known of a capsule's way out.
-type Report struct {
-	Policy nestbox.NetworkPolicy
-	Open   bool // false = nothing gets out: the policy could not be carried out
-	Counts Counts
-	Recent []Flow // the newest last
+// endIfIdle ends a Service without capsules and servers.
+func (s *Service) endIfIdle() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.capsules) == 0 && s.watchers.Load() == 0 {
+		s.end()
+	}
 }
 
-// Look reports on a capsule. CodeNotFound: it is not served.
-func (s *Service) Look(id string) (Report, error) {
+// unused reports that there is no capsule.
+func (s *Service) unused() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.capsules) == 0
+}
+
+func (s *Service) end() { s.endOnce.Do(func() { close(s.idle) }) }
+
+// settings name what a Service was started with, which a server may want otherwise.
+func settings(lifted []netip.Prefix) string { return fmt.Sprint(lifted) }
+
+// Look reports on a capsule. CodeNotFound: it is not served. CodeUnavailable: it is
+// shut, as its policy could not be carried out.
+func (s *Service) Look(id string) (nestbox.NetworkReport, error) {
 	s.work.Lock() // of the gateway
 	defer s.work.Unlock()
 	c := s.capsule(id)
 	if c == nil {
-		return Report{}, nestbox.Errorf(nestbox.CodeNotFound, "the capsule's egress is not served")
+		return nestbox.NetworkReport{}, nestbox.Errorf(nestbox.CodeNotFound, "the capsule's egress is not served")
+	}
+	if c.gateway == nil {
+		return nestbox.NetworkReport{}, nestbox.Errorf(nestbox.CodeUnavailable, "the capsule reaches nothing: its policy could not be carried out")
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return Report{c.policy, c.gateway != nil, c.counts, slices.Clone(c.recent)}, nil
+	report := c.report
+	report.Policy = c.policy
+	report.Recent = append(slices.Clone(report.Recent), c.gateway.open()...)
+	return report, nil
 }
 
 // counted notes a flow that has ended, or was refused.
-func (s *Service) counted(id string, f Flow) {
+func (s *Service) counted(id string, f nestbox.NetworkFlow) {
 	c := s.capsule(id)
 	if c == nil {
 		return
@@ -266,20 +289,38 @@ func (s *Service) counted(id string, f Flow) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if f.Verdict.Allowed {
-		c.counts.Allowed++
+		c.report.Allowed++
 	} else {
-		c.counts.Refused++
+		c.report.Refused++
 	}
-	c.counts.Sent += f.Sent
-	c.counts.Received += f.Received
-	if len(c.recent) == maxRecent {
-		c.recent = append(c.recent[:0], c.recent[1:]...)
+	c.report.Sent += f.Sent
+	c.report.Received += f.Received
+	if len(c.report.Recent) == maxRecent {
+		c.report.Recent = slices.Delete(c.report.Recent, 0, 1)
 	}
-	c.recent = append(c.recent, f)
+	c.report.Recent = append(c.report.Recent, f)
 }
 
-// Serve answers a Client of the same directory until ctx ends.
+// Serve answers a Client of the same directory until ctx ends, or the last capsule and
+// the last server are gone.
 func (s *Service) Serve(ctx context.Context) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	go func() {
+		first := time.NewTimer(firstServer)
+		defer first.Stop()
+		for {
+			select {
+			case <-first.C:
+				s.endIfIdle()
+			case <-s.idle:
+				stop()
+				return
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
 	path := filepath.Join(s.dir, socketFile)
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) { // of a Service that was killed: we have the lock
 		return err
@@ -302,11 +343,19 @@ func (s *Service) Serve(ctx context.Context) error {
 func (s *Service) handler(ctx context.Context) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /alive", func(w http.ResponseWriter, r *http.Request) { // answers when it ends
+		s.watchers.Add(1)
+		defer s.endIfIdle()
+		defer s.watchers.Add(-1)
+		w.Header().Set(settingsHeader, settings(s.cfg.Never.Lifted))
 		_ = http.NewResponseController(w).Flush() // the caller sees that it lives
 		select {
 		case <-r.Context().Done():
 		case <-ctx.Done():
 		}
+	})
+	mux.HandleFunc("POST /end", func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, nil, nil)
+		s.end()
 	})
 	mux.HandleFunc("GET /capsules/{id}", func(w http.ResponseWriter, r *http.Request) {
 		report, err := s.Look(r.PathValue("id"))

@@ -24,9 +24,13 @@ import (
 // serveDir is the egress process.
 func serveDir(dir string) {
 	own := netip.MustParseAddr(hostIP)
+	var ranges []netip.Prefix
+	if text := os.Getenv("EGRESS_TEST_LIFTED"); text != "" {
+		ranges = append(ranges, netip.MustParsePrefix(text))
+	}
 	s, err := NewService(Config{
-		Never: Never{Own: func() []netip.Addr { return []netip.Addr{own} }},
-		DNS:   []netip.AddrPort{netip.MustParseAddrPort(nameIP + ":53")},
+		Never: Never{Lifted: ranges, Own: func() []netip.Addr { return []netip.Addr{own} }},
+		DNS:   worldDNS,
 		Log:   slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	}, dir)
 	if err == nil {
@@ -44,8 +48,7 @@ type host struct {
 	t   *testing.T
 	dir string
 
-	mu   sync.Mutex
-	pids []int
+	leave func() // as a server that stops
 }
 
 func newHost(t *testing.T) *host {
@@ -55,12 +58,13 @@ func newHost(t *testing.T) *host {
 	require.NoError(t, os.MkdirAll(h.dir, 0o700))
 	ctx, stop := context.WithCancel(t.Context())
 	var kept sync.WaitGroup
-	kept.Go(func() { h.Keep(ctx, slog.New(slog.DiscardHandler), h.command) })
+	kept.Go(func() { h.Keep(ctx, slog.New(slog.DiscardHandler), nil, h.command) })
+	h.leave = func() { stop(); kept.Wait(); h.Close() }
 	t.Cleanup(func() {
-		stop()
-		kept.Wait()
-		h.kill()
-		h.Close()
+		h.leave()
+		if pid := h.process(); pid != 0 {
+			require.NoError(t, syscall.Kill(pid, syscall.SIGKILL))
+		}
 	})
 	return h
 }
@@ -73,22 +77,27 @@ func (h *host) command() *exec.Cmd {
 	return cmd
 }
 
-// kill kills the process that has the directory's lock.
 func (h *host) kill() {
+	h.t.Helper()
+	pid := h.process()
+	require.NotZero(h.t, pid, "no egress process works on "+h.dir)
+	require.NoError(h.t, syscall.Kill(pid, syscall.SIGKILL))
+}
+
+// process finds the process that has the directory's lock; 0 = none.
+func (h *host) process() (pid int) {
 	h.t.Helper()
 	lock := filepath.Join(h.dir, lockFile)
 	found, err := filepath.Glob("/proc/[0-9]*/fd/*")
 	require.NoError(h.t, err)
 	for _, link := range found {
 		if path, err := os.Readlink(link); err == nil && path == lock {
-			var pid int
 			_, err := fmt.Sscanf(link, "/proc/%d/", &pid)
 			require.NoError(h.t, err)
-			require.NoError(h.t, syscall.Kill(pid, syscall.SIGKILL))
-			return
+			return pid
 		}
 	}
-	require.Fail(h.t, "no egress process works on "+h.dir)
+	return 0
 }
 
 // TestServiceIsKilled: with the egress process flows end, and nothing gets out, until
@@ -126,9 +135,8 @@ func TestServiceIsKilled(t *testing.T) {
 	require.Eventually(t, func() bool {
 		report, err := h.Look(ctx, id)
 		require.NoError(t, err)
-		require.True(t, report.Open)
 		require.Equal(t, []string{site2}, report.Policy.Allow)
-		return report.Counts.Allowed > 0 && report.Counts.Refused > 0 && len(report.Recent) > 1
+		return report.Allowed > 0 && report.Refused > 0 && len(report.Recent) > 1
 	}, patience, time.Millisecond)
 
 	require.NoError(t, h.Remove(ctx, id))
@@ -140,6 +148,42 @@ func TestServiceIsKilled(t *testing.T) {
 		_, err := net.DialTimeout("tcp4", site2+":7777", 300*time.Millisecond)
 		return err
 	}), "also for one that comes later")
+	h.leave()
+	require.Eventually(t, func() bool { return h.process() == 0 }, patience, 10*time.Millisecond, "nobody needs it")
+}
+
+// TestServiceGoesOn: it outlives its server as long as there are capsules, and ends for
+// one that wants other settings.
+func TestServiceGoesOn(t *testing.T) {
+	t.Parallel()
+	h, c := newHost(t), newCapsule(t)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	id := nestbox.NewID(nestbox.PrefixCapsule)
+	require.NoError(t, h.Put(ctx, id, c.dir.Outer("c"), nestbox.NetworkPolicy{Internet: true}))
+	pid := h.process()
+	h.leave()
+	text, err := c.echo("tcp4", site+":7777")
+	require.NoError(t, err)
+	require.Equal(t, "hello", text)
+	require.Equal(t, pid, h.process())
+
+	var kept sync.WaitGroup
+	later, stop := context.WithCancel(ctx)
+	defer kept.Wait()
+	defer stop()
+	kept.Go(func() {
+		h.Keep(later, slog.New(slog.DiscardHandler), []netip.Prefix{netip.MustParsePrefix(lifted + "/32")}, func() *exec.Cmd {
+			cmd := h.command()
+			cmd.Env = append(cmd.Env, "EGRESS_TEST_LIFTED="+lifted+"/32")
+			return cmd
+		})
+	})
+	require.Eventually(t, func() bool { return h.process() != pid && h.process() != 0 }, patience, 10*time.Millisecond)
+	require.Eventually(t, func() bool {
+		text, err := c.echo("tcp4", lifted+":7777")
+		return err == nil && text == "hello"
+	}, patience, 10*time.Millisecond)
 }
 
 // TestServiceTolerates: what is wrong with one capsule is no other's.

@@ -1,6 +1,8 @@
 package egress
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -60,16 +62,16 @@ const (
 func (g *Gateway) serveTCP(in *net.TCPConn) {
 	defer reset(in) // after a good end it is closed already
 	to := in.LocalAddr().(*net.TCPAddr).AddrPort()
-	f := &flow{Flow: Flow{Destination: nestbox.Destination{Addr: to.Addr().Unmap()}, Protocol: TCP, Port: to.Port(), At: time.Now()}}
+	f := &flow{NetworkFlow: nestbox.NetworkFlow{Destination: nestbox.Destination{Addr: to.Addr().Unmap()}, Protocol: nestbox.NetworkTCP, Port: to.Port(), At: time.Now()}}
 	rules := g.rules.Load()
 	var ahead []byte
 	if rules.ByName() && (f.Port == httpPort || f.Port == httpsPort) {
 		f.Name, ahead = g.peek(in, f.Port)
 	}
-	f.Verdict = g.judge(rules, f.Destination, TCP, f.Port)
+	f.Verdict = g.judge(rules, f.Destination, nestbox.NetworkTCP, f.Port)
 	f.byName = f.Verdict.ByName
 	if !f.Verdict.Allowed {
-		g.count(f.Flow)
+		g.count(f.NetworkFlow)
 		return
 	}
 	address := to.String()
@@ -78,24 +80,26 @@ func (g *Gateway) serveTCP(in *net.TCPConn) {
 	}
 	out, err := g.dial(g.ctx, "tcp", address)
 	if err != nil {
-		f.refuse(err)
-		g.count(f.Flow)
+		refuse(&f.NetworkFlow, err)
+		g.count(f.NetworkFlow)
 		return
 	}
 	defer func() { _ = out.Close() }()
-	f.cut = func() { reset(in); reset(out) }
+	ctx, stop := context.WithCancel(g.ctx)
+	defer stop()
+	f.cut = func() { stop(); reset(in); reset(out) }
 	if err := g.enter(f, g.cfg.Limits.TCP+g.cfg.Limits.UDP); err != nil {
-		f.refuse(err)
+		refuse(&f.NetworkFlow, err)
 		reset(out)
-		g.count(f.Flow)
+		g.count(f.NetworkFlow)
 		return
 	}
 	defer g.leave(f)
-	g.carry(f, in, out.(*net.TCPConn), ahead)
+	g.carry(ctx, f, in, out.(*net.TCPConn), ahead)
 }
 
 // refuse notes why a flow that the policy allows cannot be.
-func (f *Flow) refuse(err error) {
+func refuse(f *nestbox.NetworkFlow, err error) {
 	f.Verdict.Allowed, f.Reason = false, "the destination cannot be reached"
 	var timeout net.Error
 	var dns *net.DNSError
@@ -113,31 +117,26 @@ func (f *Flow) refuse(err error) {
 
 // carry copies between the capsule and the world until both ways have ended, or one
 // has failed.
-func (g *Gateway) carry(f *flow, in, out *net.TCPConn, ahead []byte) {
+func (g *Gateway) carry(ctx context.Context, f *flow, in, out *net.TCPConn, ahead []byte) {
 	for _, c := range []*net.TCPConn{in, out} { // however this process ends, it is no good end of what was sent
 		_ = c.SetLinger(0)
 	}
 	if _, err := out.Write(ahead); err != nil {
 		return
 	}
-	way := func(dst, src *net.TCPConn, bytes *atomic.Int64) error {
-		n, err := io.Copy(dst, src) // which splices
-		bytes.Add(n)
-		if err != nil {
-			return err
-		}
-		return dst.CloseWrite()
-	}
 	f.sent.Store(int64(len(ahead)))
 	back := make(chan error, 1)
 	go func() {
-		err := way(in, out, &f.received)
+		err := copyTo(ctx, in, out, &f.received, g.speed.received)
 		if err != nil {
 			f.cut()
 		}
 		back <- err
 	}()
-	err := way(out, in, &f.sent)
+	err := g.showName(f, in, out)
+	if err == nil {
+		err = copyTo(ctx, out, in, &f.sent, g.speed.sent)
+	}
 	if err != nil {
 		f.cut()
 	}
@@ -147,6 +146,28 @@ func (g *Gateway) carry(f *flow, in, out *net.TCPConn, ahead []byte) {
 			_ = c.Close()
 		}
 	}
+}
+
+// showName sends on the beginning of a connection of whose name nothing depends, and
+// notes the name that it shows: nobody waits for it.
+func (g *Gateway) showName(f *flow, in, out *net.TCPConn) error {
+	if f.Name != "" || f.Port != httpPort && f.Port != httpsPort {
+		return nil
+	}
+	buf := make([]byte, 4<<10)
+	n, err := in.Read(buf)
+	if n == 0 || err != nil {
+		if errors.Is(err, io.EOF) {
+			return nil // as the next Read says
+		}
+		return err
+	}
+	if name := shownName(bytes.NewReader(buf[:n]), f.Port); name != "" {
+		f.shown.Store(&name)
+	}
+	n, err = out.Write(buf[:n])
+	f.sent.Add(int64(n))
+	return err
 }
 
 // addrOf returns the address of a socket's end.

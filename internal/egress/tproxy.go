@@ -155,32 +155,20 @@ func prepareTable() error {
 		}
 		c.AddRule(r)
 	}
-	add(pre, isReply(), verdict(expr.VerdictReturn)) // answers to what we dialled inside
+	// Nothing here tracks connections: a flood would fill the tables of that.
 	for _, protocol := range []byte{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
-		add(pre, fromCapsule(protocol), toPort(dnsPort), proxyTo(dnsPort), verdict(expr.VerdictAccept))
+		add(pre, fromCapsule(protocol), port(expr.CmpOpEq, dnsPort), proxyTo(dnsPort), verdict(expr.VerdictAccept))
+		if protocol == unix.IPPROTO_TCP { // what belongs to connections that we made into the capsule
+			add(pre, fromCapsule(protocol), toUs(), verdict(expr.VerdictReturn))
+		}
 		add(pre, fromCapsule(protocol), proxyTo(proxyPort), verdict(expr.VerdictAccept))
 	}
-	add(in, isReply(), verdict(expr.VerdictAccept))
 	add(in, isMarked(), verdict(expr.VerdictAccept))
+	add(in, fromCapsule(unix.IPPROTO_TCP), toUs(), port(expr.CmpOpNeq, proxyPort), verdict(expr.VerdictAccept))
 	return c.Flush()
 }
 
 func verdict(kind expr.VerdictKind) []expr.Any { return []expr.Any{&expr.Verdict{Kind: kind}} }
-
-// isReply: ct state established,related ct direction reply.
-func isReply() []expr.Any {
-	const reply = 1 // IP_CT_DIR_REPLY
-	return []expr.Any{
-		&expr.Ct{Key: expr.CtKeySTATE, Register: 1},
-		&expr.Bitwise{
-			SourceRegister: 1, DestRegister: 1, Len: 4,
-			Mask: binaryutil.NativeEndian.PutUint32(expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED), Xor: make([]byte, 4),
-		},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)},
-		&expr.Ct{Key: expr.CtKeyDIRECTION, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{reply}},
-	}
-}
 
 // fromCapsule: iifname "gw0" meta l4proto …
 func fromCapsule(protocol byte) []expr.Any {
@@ -194,11 +182,19 @@ func fromCapsule(protocol byte) []expr.Any {
 	}
 }
 
-// toPort: th dport …
-func toPort(port uint16) []expr.Any {
+// toUs: ip daddr …, the outer address.
+func toUs() []expr.Any {
+	return []expr.Any{
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 16, Len: 4},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: netns.OuterAddr.AsSlice()},
+	}
+}
+
+// port: th dport …
+func port(op expr.CmpOp, port uint16) []expr.Any {
 	return []expr.Any{
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.BigEndian.PutUint16(port)},
+		&expr.Cmp{Op: op, Register: 1, Data: binaryutil.BigEndian.PutUint16(port)},
 	}
 }
 

@@ -55,7 +55,7 @@ func (g *Gateway) serveUDP() {
 		s := g.udp.open[p]
 		g.udp.mu.Unlock()
 		if s != nil {
-			s.send(buf[:n])
+			g.send(s, buf[:n])
 			continue
 		}
 		packet := append([]byte(nil), buf[:n]...)
@@ -67,13 +67,16 @@ func (g *Gateway) serveUDP() {
 		g.running.Go(func() {
 			defer func() { <-making }()
 			if s := g.newSession(p); s != nil {
-				s.send(packet)
+				g.send(s, packet)
 			}
 		})
 	}
 }
 
-func (s *session) send(packet []byte) {
+func (g *Gateway) send(s *session, packet []byte) {
+	if !mayPass(g.speed.sent, len(packet)) {
+		return
+	}
 	if n, err := s.out.Write(packet); err == nil {
 		s.sent.Add(int64(n))
 	}
@@ -82,16 +85,16 @@ func (s *session) send(packet []byte) {
 // newSession makes the session of a pair, or returns the one that was made
 // meanwhile. It returns nil if the packet is refused.
 func (g *Gateway) newSession(p pair) *session {
-	s := &session{flow: flow{Flow: Flow{Destination: nestbox.Destination{Addr: p.to.Addr()}, Protocol: UDP, Port: p.to.Port(), At: time.Now()}}}
-	s.Verdict = g.judge(g.rules.Load(), s.Destination, UDP, s.Port)
+	s := &session{flow: flow{NetworkFlow: nestbox.NetworkFlow{Destination: nestbox.Destination{Addr: p.to.Addr()}, Protocol: nestbox.NetworkUDP, Port: p.to.Port(), At: time.Now()}}}
+	s.Verdict = g.judge(g.rules.Load(), s.Destination, nestbox.NetworkUDP, s.Port)
 	err := error(nil)
 	if s.Verdict.Allowed {
 		if err = g.connect(s, p); err != nil {
-			s.refuse(err)
+			refuse(&s.NetworkFlow, err)
 		}
 	}
 	if !s.Verdict.Allowed {
-		g.count(s.Flow)
+		g.count(s.NetworkFlow)
 		return nil
 	}
 	g.udp.mu.Lock()
@@ -113,12 +116,12 @@ func (g *Gateway) newSession(p pair) *session {
 	if err != nil {
 		g.forget(p, s)
 		s.cut()
-		s.refuse(err)
-		g.count(s.Flow)
+		refuse(&s.NetworkFlow, err)
+		g.count(s.NetworkFlow)
 		return nil
 	}
 	g.running.Go(func() { g.answerUDP(p, s) })
-	g.running.Go(func() { s.more() })
+	g.running.Go(func() { g.more(s) })
 	return s
 }
 
@@ -152,6 +155,7 @@ func (g *Gateway) answerUDP(p pair, s *session) {
 		_ = s.out.SetReadDeadline(time.Now().Add(g.cfg.Limits.Idle))
 		n, err := s.out.Read(buf)
 		switch {
+		case err == nil && !mayPass(g.speed.received, n):
 		case err == nil:
 			if _, err := s.back.Write(buf[:n]); err != nil && errors.Is(err, net.ErrClosed) {
 				return
@@ -167,7 +171,7 @@ func (g *Gateway) answerUDP(p pair, s *session) {
 
 // more takes the packets that the kernel gives to the socket for answers, which fits
 // better than the one for all.
-func (s *session) more() {
+func (g *Gateway) more(s *session) {
 	buf := make([]byte, maxDatagram)
 	for {
 		n, err := s.back.Read(buf)
@@ -177,7 +181,7 @@ func (s *session) more() {
 			}
 			return
 		}
-		s.send(buf[:n])
+		g.send(s, buf[:n])
 	}
 }
 

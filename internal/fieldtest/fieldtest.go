@@ -6,6 +6,7 @@ package fieldtest
 
 import (
 	"fmt"
+	"net/netip"
 	"reflect"
 	"slices"
 	"testing"
@@ -32,6 +33,9 @@ func (f *filler) fill(v reflect.Value, path string) {
 	switch v.Interface().(type) {
 	case time.Time:
 		v.Set(reflect.ValueOf(time.Date(2026, 1, 2, 3, 4, f.n, 0, time.UTC)))
+		return
+	case netip.Addr:
+		v.Set(reflect.ValueOf(netip.AddrFrom4([4]byte{192, 0, 2, byte(f.n)})))
 		return
 	case time.Duration:
 		v.SetInt(int64(time.Duration(f.n) * time.Second))
@@ -99,7 +103,7 @@ func leaves(t reflect.Type, path []int) [][]int {
 	if inner.Kind() == reflect.Pointer {
 		inner = inner.Elem()
 	}
-	if inner.Kind() != reflect.Struct || inner == reflect.TypeFor[time.Time]() {
+	if inner.Kind() != reflect.Struct || inner == reflect.TypeFor[time.Time]() || inner == reflect.TypeFor[netip.Addr]() {
 		return [][]int{path}
 	}
 	var all [][]int

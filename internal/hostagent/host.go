@@ -40,6 +40,15 @@ type Host interface {
 	// progress inside fails with that too.
 	Guest(ctx context.Context, id string) (guest.Guest, error)
 
+	// SetNetwork replaces what a running capsule may reach outside. CodeNotFound: unknown
+	// id. CodeInvalidState: not running. CodeUnsupported: the capsule, or this host, has
+	// no way out.
+	SetNetwork(ctx context.Context, id string, policy nestbox.NetworkPolicy) error
+
+	// Network tells what a running capsule reaches outside. Its errors are those of
+	// SetNetwork.
+	Network(ctx context.Context, id string) (nestbox.NetworkReport, error)
+
 	// WatchDeaths calls died for every capsule that is dead now and then for
 	// each one that dies, within a second, until ctx ends or the host cannot
 	// be reached. A dead capsule is remembered, and told again to each new

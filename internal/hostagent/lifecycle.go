@@ -78,6 +78,7 @@ func (m *Manager) start(ctx context.Context, rec record, root image.Root) (*acce
 		ID:        rec.ID,
 		Root:      root,
 		Resources: rec.Spec.Resources,
+		Network:   rec.Spec.NetworkPolicy(),
 		Env:       map[string]string{sandbox.EnvToken: rec.Token},
 	})
 	if err != nil {

@@ -192,6 +192,7 @@ func (m *Manager) recoverOne(ctx context.Context, rec record) {
 	c := &entry{rec: rec, access: m.newAccess(sb, rec.Token)}
 	m.add(c)
 	m.watch(c, c.access)
+	m.running.Go(func() { m.renewNetwork(rec.ID) })
 }
 
 // setAside keeps a capsule that cannot be used, with the reason. What is on disk of

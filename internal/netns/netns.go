@@ -21,6 +21,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -68,6 +69,14 @@ func (d Dir) Create(id string) error {
 			return fmt.Errorf("connect the network namespaces of %s: %w", id, err)
 		}
 		return nil
+	})
+}
+
+// Route makes the outer namespace the way out of the inner one. What becomes of what
+// then arrives there is the business of whoever stands in it; by itself it is dropped.
+func (d Dir) Route(id string) error {
+	return In(d.Inner(id), func() error {
+		return netlink.RouteReplace(&netlink.Route{Gw: OuterAddr.AsSlice()})
 	})
 }
 

@@ -61,14 +61,28 @@ const (
 	LimitsDisk   Capability = "limits-disk"
 	LimitsPids   Capability = "limits-pids"
 	LimitsCPU    Capability = "limits-cpu"
+	// Egress: sandboxes reach what Spec.Network allows, and the driver is a Networker.
+	// Without it they reach nothing.
+	Egress Capability = "egress"
 )
+
+// Networker is a Driver that has Egress. It is for sandboxes that run: CodeNotFound.
+type Networker interface {
+	// SetNetwork replaces what a sandbox may reach. What it may not reach any more is
+	// cut. CodeUnsupported: it was made without a way out.
+	SetNetwork(ctx context.Context, id string, policy nestbox.NetworkPolicy) error
+
+	// Network tells what a sandbox reaches.
+	Network(ctx context.Context, id string) (nestbox.NetworkReport, error)
+}
 
 // Spec is what a sandbox is started from.
 type Spec struct {
 	ID        string // fixed length: nestbox.NewID(nestbox.PrefixCapsule)
 	Root      image.Root
 	Resources nestbox.Resources
-	Env       map[string]string // of envd
+	Network   nestbox.NetworkPolicy // for a driver that has Egress
+	Env       map[string]string     // of envd
 }
 
 // Sandbox is a running sandbox.

@@ -15,7 +15,7 @@ import (
 )
 
 const capsuleColumns = `id, team_id, host_id, template, state, reason, vcpus, memory_mb, disk_mb, pids_max,
-	timeout_sec, metadata, created_at, started_at, last_active_at, updated_at`
+	timeout_sec, metadata, created_at, started_at, last_active_at, updated_at, network`
 
 // CreateCapsule adds a capsule that is to start on a host. The host is added
 // too, if it is new. CodeConflict: the id is taken. CodeNotFound: the team does
@@ -25,14 +25,18 @@ func (s *Store) CreateCapsule(ctx context.Context, c nestbox.Capsule, host nestb
 	if err != nil {
 		return fail("create a capsule", err)
 	}
+	network, err := json.Marshal(c.Network)
+	if err != nil {
+		return fail("create a capsule", err)
+	}
 	return s.change(ctx, "create a capsule", func(tx tx) error {
 		if err := saveHost(ctx, tx, host); err != nil {
 			return err
 		}
-		_, err := tx.exec(ctx, `INSERT INTO capsules (`+capsuleColumns+`) VALUES (`+marks(16)+`)`,
+		_, err := tx.exec(ctx, `INSERT INTO capsules (`+capsuleColumns+`) VALUES (`+marks(17)+`)`,
 			c.ID, c.TeamID, host.ID, c.Template, nestbox.StateStarting, clean(c.Reason),
 			c.Resources.VCPUs, c.Resources.MemoryMB, c.Resources.DiskMB, c.Resources.PidsMax,
-			c.TimeoutSec, string(metadata), micros(c.CreatedAt), 0, micros(c.CreatedAt), micros(c.CreatedAt))
+			c.TimeoutSec, string(metadata), micros(c.CreatedAt), 0, micros(c.CreatedAt), micros(c.CreatedAt), string(network))
 		return err
 	})
 }
@@ -58,12 +62,12 @@ type Position struct {
 	ID        string
 }
 
-// maxPageBytes bounds the metadata of a page: what it has after that comes in the
+// maxPageBytes bounds the metadata and policies of a page: what it has after that comes in the
 // next one.
 const maxPageBytes = 1 << 20
 
 // pageStep is how many capsules of a page are read at a time: with the most
-// metadata they are 8 MiB.
+// metadata and rules they are 12 MiB.
 const pageStep = 32
 
 // CapsulesOfTeam returns a page of a team's capsules, newest first, and whether
@@ -94,6 +98,9 @@ func (s *Store) CapsulesOfTeam(ctx context.Context, teamID string, p Page) (_ []
 			}
 			for k, v := range c.Metadata {
 				bytes += len(k) + len(v)
+			}
+			for _, rule := range slices.Concat(c.NetworkPolicy().Allow, c.NetworkPolicy().Deny) {
+				bytes += len(rule)
 			}
 			page = append(page, c)
 		}
@@ -235,11 +242,11 @@ func oldQuery(before time.Time, limit int) (query string, args []any) {
 }
 
 func scanCapsule(r row) (c nestbox.Capsule, err error) {
-	var metadata string
+	var metadata, network string
 	var created, started, active, updated int64
 	err = r.Scan(&c.ID, &c.TeamID, &c.HostID, &c.Template, &c.State, &c.Reason,
 		&c.Resources.VCPUs, &c.Resources.MemoryMB, &c.Resources.DiskMB, &c.Resources.PidsMax,
-		&c.TimeoutSec, &metadata, &created, &started, &active, &updated)
+		&c.TimeoutSec, &metadata, &created, &started, &active, &updated, &network)
 	if err != nil {
 		return nestbox.Capsule{}, err
 	}
@@ -248,7 +255,32 @@ func scanCapsule(r row) (c nestbox.Capsule, err error) {
 	if err := json.Unmarshal([]byte(metadata), &c.Metadata); err != nil {
 		return nestbox.Capsule{}, fmt.Errorf("metadata of capsule %s: %w", c.ID, err)
 	}
+	if err := json.Unmarshal([]byte(network), &c.Network); err != nil {
+		return nestbox.Capsule{}, fmt.Errorf("network of capsule %s: %w", c.ID, err)
+	}
 	return c, nil
+}
+
+// SetNetwork replaces what a running capsule may reach. CodeNotFound. CodeInvalidState:
+// it does not run.
+func (s *Store) SetNetwork(ctx context.Context, id string, policy nestbox.NetworkPolicy, at time.Time) (c nestbox.Capsule, err error) {
+	text, err := json.Marshal(policy)
+	if err != nil {
+		return nestbox.Capsule{}, fail("change a capsule's network", err)
+	}
+	err = s.change(ctx, "change a capsule's network", func(tx tx) (err error) {
+		c, err = scanCapsule(tx.queryRow(ctx, `UPDATE capsules SET network = ?, updated_at = ?
+			WHERE id = ? AND state = ? RETURNING `+capsuleColumns, string(text), micros(at), id, nestbox.StateRunning))
+		if !errors.Is(err, sql.ErrNoRows) {
+			return err
+		}
+		c, err = scanCapsule(tx.queryRow(ctx, `SELECT `+capsuleColumns+` FROM capsules WHERE id = ?`, id))
+		if err != nil {
+			return unknownCapsule(err)
+		}
+		return c.State.NotRunning(c.Reason)
+	})
+	return c, err
 }
 
 // maxReason bounds what is kept of a reason, in bytes.

@@ -33,17 +33,18 @@ type server struct {
 	bin  string
 	dir  string
 	addr string
+	args []string // beside those
 
 	mu  sync.Mutex
 	cmd *exec.Cmd
 	log *os.File
 }
 
-// newServer starts a server. At the end of the test all its capsules are
+// newServer starts a server, with further arguments. At the end of the test all its capsules are
 // destroyed, the server is stopped, and nothing of it may be left.
-func newServer(t *testing.T) *server {
+func newServer(t *testing.T, args ...string) *server {
 	t.Helper()
-	s := &server{t: t, bin: testbin.Nestbox(t), dir: stateDir(t), addr: freeAddr(t)}
+	s := &server{t: t, bin: testbin.Nestbox(t), dir: stateDir(t), addr: freeAddr(t), args: args}
 	s.start()
 	t.Cleanup(s.finish)
 	return s
@@ -96,7 +97,7 @@ func (s *server) start() {
 	s.t.Helper()
 	log, err := os.OpenFile(filepath.Join(s.dir, "server.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	require.NoError(s.t, err)
-	cmd := exec.Command(s.bin, "up", "--dir", s.dir, "--listen", s.addr)
+	cmd := exec.Command(s.bin, append([]string{"up", "--dir", s.dir, "--listen", s.addr}, s.args...)...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH")}
 	require.NoError(s.t, cmd.Start())

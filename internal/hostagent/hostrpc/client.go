@@ -133,6 +133,23 @@ func (c *Client) List(ctx context.Context) ([]hostagent.Status, error) {
 	return out, nil
 }
 
+// SetNetwork implements Host.
+func (c *Client) SetNetwork(ctx context.Context, id string, policy nestbox.NetworkPolicy) error {
+	if _, err := c.host.SetNetwork(ctx, &hostv1.SetNetworkRequest{Id: id, Policy: policyToWire(policy)}); err != nil {
+		return fromWire(err)
+	}
+	return nil
+}
+
+// Network implements Host.
+func (c *Client) Network(ctx context.Context, id string) (nestbox.NetworkReport, error) {
+	res, err := c.host.Network(ctx, &hostv1.NetworkRequest{Id: id})
+	if err != nil {
+		return nestbox.NetworkReport{}, fromWire(err)
+	}
+	return reportFromWire(res), nil
+}
+
 // WatchDeaths implements Host.
 func (c *Client) WatchDeaths(ctx context.Context, died func(hostagent.Status)) error {
 	ctx, cancel := context.WithCancel(ctx)

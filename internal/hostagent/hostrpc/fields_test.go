@@ -36,4 +36,11 @@ func TestEveryFieldTravels(t *testing.T) {
 	infoBack := &hostv1.InfoResponse{}
 	require.NoError(t, proto.Unmarshal(raw, infoBack))
 	require.Equal(t, info, infoFromWire(infoBack))
+
+	report := fieldtest.Fill[nestbox.NetworkReport](t)
+	raw, err = proto.Marshal(reportToWire(report))
+	require.NoError(t, err)
+	reportBack := &hostv1.NetworkResponse{}
+	require.NoError(t, proto.Unmarshal(raw, reportBack))
+	require.Equal(t, report, reportFromWire(reportBack))
 }

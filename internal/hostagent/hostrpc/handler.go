@@ -85,6 +85,21 @@ func (h handler) List(ctx context.Context, _ *hostv1.ListRequest) (*hostv1.ListR
 	return res, nil
 }
 
+func (h handler) SetNetwork(ctx context.Context, req *hostv1.SetNetworkRequest) (*hostv1.SetNetworkResponse, error) {
+	if err := h.host.SetNetwork(ctx, req.GetId(), policyFromWire(req.GetPolicy())); err != nil {
+		return nil, rpcerr.ToConnect(err)
+	}
+	return &hostv1.SetNetworkResponse{}, nil
+}
+
+func (h handler) Network(ctx context.Context, req *hostv1.NetworkRequest) (*hostv1.NetworkResponse, error) {
+	report, err := h.host.Network(ctx, req.GetId())
+	if err != nil {
+		return nil, rpcerr.ToConnect(err)
+	}
+	return reportToWire(report), nil
+}
+
 // WatchDeaths sends an empty message first and on a quiet stream, so that the
 // caller knows that it watches and that the host lives.
 func (h handler) WatchDeaths(ctx context.Context, _ *hostv1.WatchDeathsRequest, stream hostv1connect.HostServiceWatchDeathsServerStream) error {

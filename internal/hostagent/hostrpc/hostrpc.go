@@ -21,7 +21,12 @@ import (
 const capsuleHeader = "Nestbox-Capsule"
 
 func specToWire(s nestbox.CapsuleSpec) *hostv1.CapsuleSpec {
+	var network *hostv1.NetworkPolicy
+	if s.Network != nil {
+		network = policyToWire(*s.Network)
+	}
 	return &hostv1.CapsuleSpec{
+		Network:  network,
 		Template: s.Template,
 		Resources: &hostv1.Resources{
 			Vcpus:    int32(s.Resources.VCPUs),
@@ -36,6 +41,10 @@ func specToWire(s nestbox.CapsuleSpec) *hostv1.CapsuleSpec {
 
 func specFromWire(s *hostv1.CapsuleSpec) nestbox.CapsuleSpec {
 	r := s.GetResources()
+	var network *nestbox.NetworkPolicy
+	if s.GetNetwork() != nil {
+		network = new(policyFromWire(s.GetNetwork()))
+	}
 	return nestbox.CapsuleSpec{
 		Template: s.GetTemplate(),
 		Resources: nestbox.Resources{
@@ -46,6 +55,7 @@ func specFromWire(s *hostv1.CapsuleSpec) nestbox.CapsuleSpec {
 		},
 		TimeoutSec: int(s.GetTimeoutSec()),
 		Metadata:   s.GetMetadata(),
+		Network:    network,
 	}
 }
 

@@ -51,6 +51,9 @@ type Config struct {
 	// call runsc.Maybe.
 	Runsc []string
 
+	// Egress is the way of sandboxes out; nil = there is none, and they reach nothing.
+	Egress Egress
+
 	Platform string // "" = systrap
 	Log      *slog.Logger
 
@@ -61,6 +64,14 @@ type Config struct {
 	UIDDir  string
 
 	CallTimeout time.Duration // of one call of runsc; 0 = 90 s
+}
+
+// Egress opens and closes the way out of a sandbox, whose outer network namespace is at
+// a path: *egress.Client.
+type Egress interface {
+	Put(ctx context.Context, id, namespace string, policy nestbox.NetworkPolicy) error
+	Remove(ctx context.Context, id string) error
+	Look(ctx context.Context, id string) (nestbox.NetworkReport, error)
 }
 
 func (c *Config) setDefaults() error {
@@ -224,7 +235,11 @@ func (d *Driver) rootfs() string { return filepath.Join(d.cfg.RunDir, "rootfs") 
 
 // Capabilities implements sandbox.Driver.
 func (d *Driver) Capabilities() []sandbox.Capability {
-	return []sandbox.Capability{sandbox.Isolates, sandbox.LimitsMemory, sandbox.LimitsDisk, sandbox.LimitsPids, sandbox.LimitsCPU}
+	can := []sandbox.Capability{sandbox.Isolates, sandbox.LimitsMemory, sandbox.LimitsDisk, sandbox.LimitsPids, sandbox.LimitsCPU}
+	if d.cfg.Egress != nil {
+		can = append(can, sandbox.Egress)
+	}
+	return can
 }
 
 // Name implements sandbox.Driver.
@@ -305,7 +320,7 @@ func (d *Driver) start(ctx context.Context, spec sandbox.Spec) (*running, error)
 		ids <- u
 		return err
 	})
-	g.Go(func() error { return d.netns.Create(spec.ID) })
+	g.Go(func() error { return d.makeNetwork(ctx, spec) })
 	g.Go(func() error { return d.cgroup(spec.ID).Create(limits(spec.Resources)) })
 	err = errors.Join(d.writeBundle(spec, firstUID), os.Mkdir(d.layer(spec.ID), 0o700), g.Wait())
 	u := <-ids

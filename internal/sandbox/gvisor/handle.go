@@ -86,8 +86,12 @@ func (d *Driver) cgroup(id string) *cgroup.Group {
 
 func (d *Driver) instancePath() string { return "nestbox/" + url.PathEscape(d.cfg.RunDir) }
 
-// removeTime bounds a removal whose context does not.
-const removeTime = time.Minute
+// removeTime bounds a removal whose context does not, and egressIn the wait for an
+// egress process.
+const (
+	removeTime = time.Minute
+	egressIn   = 2 * time.Second
+)
 
 // remove removes every trace of a sandbox, whatever there is of it, the
 // directory last. It may be repeated.
@@ -115,6 +119,14 @@ func (d *Driver) removeAll(ctx context.Context, id string) error {
 	}
 	for _, pid := range killed {
 		pidfd.Reap(pid)
+	}
+	if d.cfg.Egress != nil {
+		soon, cancel := context.WithTimeout(ctx, egressIn)
+		err := d.cfg.Egress.Remove(soon, id)
+		cancel()
+		if err != nil { // the sandbox is dead, and the next egress process sees that its namespace is gone
+			d.cfg.Log.Warn("closing the egress of a sandbox", "capsule", id, "error", err)
+		}
 	}
 	if err := d.netns.Remove(id); err != nil {
 		return err

@@ -14,6 +14,7 @@ import (
 	"github.com/nestbox/nestbox"
 	"github.com/nestbox/nestbox/internal/cgroup"
 	"github.com/nestbox/nestbox/internal/image"
+	"github.com/nestbox/nestbox/internal/netns"
 	"github.com/nestbox/nestbox/internal/sandbox"
 )
 
@@ -66,7 +67,7 @@ const ofEnvd = "CAP_SYS_RESOURCE"
 // ownFiles are files of /etc that are the sandbox's own. They belong to its root
 // on the host too: before Linux 6.3 the kernel cannot map owners on a tmpfs, which
 // /run is.
-var ownFiles = []string{"hostname", "hosts"}
+var ownFiles = []string{"hostname", "hosts", "resolv.conf"}
 
 // The other files of a bundle.
 const (
@@ -88,9 +89,10 @@ func (d *Driver) writeBundle(spec sandbox.Spec, firstUID uint32) error {
 		mode  os.FileMode
 		owner uint32
 	}{
-		configFile: {string(config), 0o600, 0},
-		"hostname": {spec.ID + "\n", 0o644, firstUID},
-		"hosts":    {fmt.Sprintf("127.0.0.1\tlocalhost %s\n::1\tlocalhost ip6-localhost ip6-loopback\n", spec.ID), 0o644, firstUID},
+		configFile:    {string(config), 0o600, 0},
+		"hostname":    {spec.ID + "\n", 0o644, firstUID},
+		"hosts":       {fmt.Sprintf("127.0.0.1\tlocalhost %s\n::1\tlocalhost ip6-localhost ip6-loopback\n", spec.ID), 0o644, firstUID},
+		"resolv.conf": {d.resolvConf(), 0o644, firstUID},
 	} {
 		path := filepath.Join(d.bundle(spec.ID), name)
 		if err := os.WriteFile(path, []byte(file.text), file.mode); err != nil {
@@ -104,6 +106,15 @@ func (d *Driver) writeBundle(spec sandbox.Spec, firstUID uint32) error {
 		}
 	}
 	return nil
+}
+
+// resolvConf names the server that answers lookups: the egress, which takes those for
+// any other server too.
+func (d *Driver) resolvConf() string {
+	if d.cfg.Egress == nil {
+		return "# There is no name server in reach.\n"
+	}
+	return "nameserver " + netns.OuterAddr.String() + "\n"
 }
 
 // ociSpec describes the sandbox (OCI runtime specification 1.2, as far as

@@ -11,12 +11,13 @@
 package hostv1
 
 import (
-	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
-	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
-	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
+
+	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
+	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 )
 
 const (
@@ -237,6 +238,7 @@ type CapsuleSpec struct {
 	Resources     *Resources             `protobuf:"bytes,2,opt,name=resources,proto3" json:"resources,omitempty"`
 	TimeoutSec    int64                  `protobuf:"varint,3,opt,name=timeout_sec,json=timeoutSec,proto3" json:"timeout_sec,omitempty"`
 	Metadata      map[string]string      `protobuf:"bytes,4,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Network       *NetworkPolicy         `protobuf:"bytes,5,opt,name=network,proto3" json:"network,omitempty"` // absent = nothing was said
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -299,6 +301,81 @@ func (x *CapsuleSpec) GetMetadata() map[string]string {
 	return nil
 }
 
+func (x *CapsuleSpec) GetNetwork() *NetworkPolicy {
+	if x != nil {
+		return x.Network
+	}
+	return nil
+}
+
+type NetworkPolicy struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Internet      bool                   `protobuf:"varint,1,opt,name=internet,proto3" json:"internet,omitempty"`
+	Allow         []string               `protobuf:"bytes,2,rep,name=allow,proto3" json:"allow,omitempty"`
+	Deny          []string               `protobuf:"bytes,3,rep,name=deny,proto3" json:"deny,omitempty"`
+	EgressMbps    int32                  `protobuf:"varint,4,opt,name=egress_mbps,json=egressMbps,proto3" json:"egress_mbps,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetworkPolicy) Reset() {
+	*x = NetworkPolicy{}
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetworkPolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetworkPolicy) ProtoMessage() {}
+
+func (x *NetworkPolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetworkPolicy.ProtoReflect.Descriptor instead.
+func (*NetworkPolicy) Descriptor() ([]byte, []int) {
+	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *NetworkPolicy) GetInternet() bool {
+	if x != nil {
+		return x.Internet
+	}
+	return false
+}
+
+func (x *NetworkPolicy) GetAllow() []string {
+	if x != nil {
+		return x.Allow
+	}
+	return nil
+}
+
+func (x *NetworkPolicy) GetDeny() []string {
+	if x != nil {
+		return x.Deny
+	}
+	return nil
+}
+
+func (x *NetworkPolicy) GetEgressMbps() int32 {
+	if x != nil {
+		return x.EgressMbps
+	}
+	return 0
+}
+
 type Status struct {
 	state             protoimpl.MessageState `protogen:"open.v1"`
 	Id                string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -312,7 +389,7 @@ type Status struct {
 
 func (x *Status) Reset() {
 	*x = Status{}
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[4]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -324,7 +401,7 @@ func (x *Status) String() string {
 func (*Status) ProtoMessage() {}
 
 func (x *Status) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[4]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -337,7 +414,7 @@ func (x *Status) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Status.ProtoReflect.Descriptor instead.
 func (*Status) Descriptor() ([]byte, []int) {
-	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{4}
+	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Status) GetId() string {
@@ -385,7 +462,7 @@ type CreateRequest struct {
 
 func (x *CreateRequest) Reset() {
 	*x = CreateRequest{}
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[5]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -397,7 +474,7 @@ func (x *CreateRequest) String() string {
 func (*CreateRequest) ProtoMessage() {}
 
 func (x *CreateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[5]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -410,7 +487,7 @@ func (x *CreateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRequest.ProtoReflect.Descriptor instead.
 func (*CreateRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{5}
+	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *CreateRequest) GetId() string {
@@ -436,7 +513,7 @@ type CreateResponse struct {
 
 func (x *CreateResponse) Reset() {
 	*x = CreateResponse{}
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[6]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -448,7 +525,7 @@ func (x *CreateResponse) String() string {
 func (*CreateResponse) ProtoMessage() {}
 
 func (x *CreateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[6]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -461,7 +538,7 @@ func (x *CreateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateResponse.ProtoReflect.Descriptor instead.
 func (*CreateResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{6}
+	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *CreateResponse) GetStatus() *Status {
@@ -480,7 +557,7 @@ type DestroyRequest struct {
 
 func (x *DestroyRequest) Reset() {
 	*x = DestroyRequest{}
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[7]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -492,7 +569,7 @@ func (x *DestroyRequest) String() string {
 func (*DestroyRequest) ProtoMessage() {}
 
 func (x *DestroyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[7]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -505,7 +582,7 @@ func (x *DestroyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroyRequest.ProtoReflect.Descriptor instead.
 func (*DestroyRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{7}
+	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *DestroyRequest) GetId() string {
@@ -523,7 +600,7 @@ type DestroyResponse struct {
 
 func (x *DestroyResponse) Reset() {
 	*x = DestroyResponse{}
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[8]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -535,7 +612,7 @@ func (x *DestroyResponse) String() string {
 func (*DestroyResponse) ProtoMessage() {}
 
 func (x *DestroyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[8]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -548,7 +625,7 @@ func (x *DestroyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroyResponse.ProtoReflect.Descriptor instead.
 func (*DestroyResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{8}
+	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{9}
 }
 
 type GetRequest struct {
@@ -560,7 +637,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[9]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -572,7 +649,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[9]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -585,7 +662,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{9}
+	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *GetRequest) GetId() string {
@@ -604,7 +681,7 @@ type GetResponse struct {
 
 func (x *GetResponse) Reset() {
 	*x = GetResponse{}
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[10]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -616,7 +693,7 @@ func (x *GetResponse) String() string {
 func (*GetResponse) ProtoMessage() {}
 
 func (x *GetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[10]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -629,7 +706,7 @@ func (x *GetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResponse.ProtoReflect.Descriptor instead.
 func (*GetResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{10}
+	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *GetResponse) GetStatus() *Status {
@@ -647,7 +724,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[11]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -659,7 +736,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[11]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -672,7 +749,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{11}
+	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{12}
 }
 
 type ListResponse struct {
@@ -684,7 +761,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[12]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -696,7 +773,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[12]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -709,7 +786,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{12}
+	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ListResponse) GetStatuses() []*Status {
@@ -717,6 +794,354 @@ func (x *ListResponse) GetStatuses() []*Status {
 		return x.Statuses
 	}
 	return nil
+}
+
+type SetNetworkRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Policy        *NetworkPolicy         `protobuf:"bytes,2,opt,name=policy,proto3" json:"policy,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetNetworkRequest) Reset() {
+	*x = SetNetworkRequest{}
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetNetworkRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetNetworkRequest) ProtoMessage() {}
+
+func (x *SetNetworkRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetNetworkRequest.ProtoReflect.Descriptor instead.
+func (*SetNetworkRequest) Descriptor() ([]byte, []int) {
+	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *SetNetworkRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *SetNetworkRequest) GetPolicy() *NetworkPolicy {
+	if x != nil {
+		return x.Policy
+	}
+	return nil
+}
+
+type SetNetworkResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetNetworkResponse) Reset() {
+	*x = SetNetworkResponse{}
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetNetworkResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetNetworkResponse) ProtoMessage() {}
+
+func (x *SetNetworkResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetNetworkResponse.ProtoReflect.Descriptor instead.
+func (*SetNetworkResponse) Descriptor() ([]byte, []int) {
+	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{15}
+}
+
+type NetworkRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetworkRequest) Reset() {
+	*x = NetworkRequest{}
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetworkRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetworkRequest) ProtoMessage() {}
+
+func (x *NetworkRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetworkRequest.ProtoReflect.Descriptor instead.
+func (*NetworkRequest) Descriptor() ([]byte, []int) {
+	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *NetworkRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type NetworkResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Policy        *NetworkPolicy         `protobuf:"bytes,1,opt,name=policy,proto3" json:"policy,omitempty"`
+	Allowed       int64                  `protobuf:"varint,2,opt,name=allowed,proto3" json:"allowed,omitempty"`
+	Refused       int64                  `protobuf:"varint,3,opt,name=refused,proto3" json:"refused,omitempty"`
+	Sent          int64                  `protobuf:"varint,4,opt,name=sent,proto3" json:"sent,omitempty"` // bytes
+	Received      int64                  `protobuf:"varint,5,opt,name=received,proto3" json:"received,omitempty"`
+	Recent        []*NetworkFlow         `protobuf:"bytes,6,rep,name=recent,proto3" json:"recent,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetworkResponse) Reset() {
+	*x = NetworkResponse{}
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetworkResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetworkResponse) ProtoMessage() {}
+
+func (x *NetworkResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetworkResponse.ProtoReflect.Descriptor instead.
+func (*NetworkResponse) Descriptor() ([]byte, []int) {
+	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *NetworkResponse) GetPolicy() *NetworkPolicy {
+	if x != nil {
+		return x.Policy
+	}
+	return nil
+}
+
+func (x *NetworkResponse) GetAllowed() int64 {
+	if x != nil {
+		return x.Allowed
+	}
+	return 0
+}
+
+func (x *NetworkResponse) GetRefused() int64 {
+	if x != nil {
+		return x.Refused
+	}
+	return 0
+}
+
+func (x *NetworkResponse) GetSent() int64 {
+	if x != nil {
+		return x.Sent
+	}
+	return 0
+}
+
+func (x *NetworkResponse) GetReceived() int64 {
+	if x != nil {
+		return x.Received
+	}
+	return 0
+}
+
+func (x *NetworkResponse) GetRecent() []*NetworkFlow {
+	if x != nil {
+		return x.Recent
+	}
+	return nil
+}
+
+type NetworkFlow struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Addr          []byte                 `protobuf:"bytes,2,opt,name=addr,proto3" json:"addr,omitempty"` // 4 or 16; absent = none
+	Protocol      string                 `protobuf:"bytes,3,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	Port          uint32                 `protobuf:"varint,4,opt,name=port,proto3" json:"port,omitempty"`
+	Allowed       bool                   `protobuf:"varint,5,opt,name=allowed,proto3" json:"allowed,omitempty"`
+	Rule          string                 `protobuf:"bytes,6,opt,name=rule,proto3" json:"rule,omitempty"`
+	ByName        bool                   `protobuf:"varint,7,opt,name=by_name,json=byName,proto3" json:"by_name,omitempty"`
+	Reason        string                 `protobuf:"bytes,8,opt,name=reason,proto3" json:"reason,omitempty"`
+	At            *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=at,proto3" json:"at,omitempty"`
+	Open          bool                   `protobuf:"varint,10,opt,name=open,proto3" json:"open,omitempty"`
+	Sent          int64                  `protobuf:"varint,11,opt,name=sent,proto3" json:"sent,omitempty"` // bytes
+	Received      int64                  `protobuf:"varint,12,opt,name=received,proto3" json:"received,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetworkFlow) Reset() {
+	*x = NetworkFlow{}
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetworkFlow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetworkFlow) ProtoMessage() {}
+
+func (x *NetworkFlow) ProtoReflect() protoreflect.Message {
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetworkFlow.ProtoReflect.Descriptor instead.
+func (*NetworkFlow) Descriptor() ([]byte, []int) {
+	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *NetworkFlow) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *NetworkFlow) GetAddr() []byte {
+	if x != nil {
+		return x.Addr
+	}
+	return nil
+}
+
+func (x *NetworkFlow) GetProtocol() string {
+	if x != nil {
+		return x.Protocol
+	}
+	return ""
+}
+
+func (x *NetworkFlow) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *NetworkFlow) GetAllowed() bool {
+	if x != nil {
+		return x.Allowed
+	}
+	return false
+}
+
+func (x *NetworkFlow) GetRule() string {
+	if x != nil {
+		return x.Rule
+	}
+	return ""
+}
+
+func (x *NetworkFlow) GetByName() bool {
+	if x != nil {
+		return x.ByName
+	}
+	return false
+}
+
+func (x *NetworkFlow) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *NetworkFlow) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *NetworkFlow) GetOpen() bool {
+	if x != nil {
+		return x.Open
+	}
+	return false
+}
+
+func (x *NetworkFlow) GetSent() int64 {
+	if x != nil {
+		return x.Sent
+	}
+	return 0
+}
+
+func (x *NetworkFlow) GetReceived() int64 {
+	if x != nil {
+		return x.Received
+	}
+	return 0
 }
 
 type WatchDeathsRequest struct {
@@ -727,7 +1152,7 @@ type WatchDeathsRequest struct {
 
 func (x *WatchDeathsRequest) Reset() {
 	*x = WatchDeathsRequest{}
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[13]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -739,7 +1164,7 @@ func (x *WatchDeathsRequest) String() string {
 func (*WatchDeathsRequest) ProtoMessage() {}
 
 func (x *WatchDeathsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[13]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -752,7 +1177,7 @@ func (x *WatchDeathsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchDeathsRequest.ProtoReflect.Descriptor instead.
 func (*WatchDeathsRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{13}
+	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{19}
 }
 
 type WatchDeathsResponse struct {
@@ -764,7 +1189,7 @@ type WatchDeathsResponse struct {
 
 func (x *WatchDeathsResponse) Reset() {
 	*x = WatchDeathsResponse{}
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[14]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -776,7 +1201,7 @@ func (x *WatchDeathsResponse) String() string {
 func (*WatchDeathsResponse) ProtoMessage() {}
 
 func (x *WatchDeathsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[14]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -789,7 +1214,7 @@ func (x *WatchDeathsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchDeathsResponse.ProtoReflect.Descriptor instead.
 func (*WatchDeathsResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{14}
+	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *WatchDeathsResponse) GetStatus() *Status {
@@ -819,16 +1244,23 @@ const file_nestbox_host_v1_host_proto_rawDesc = "" +
 	"\x05vcpus\x18\x01 \x01(\x05R\x05vcpus\x12\x1b\n" +
 	"\tmemory_mb\x18\x02 \x01(\x05R\bmemoryMb\x12\x17\n" +
 	"\adisk_mb\x18\x03 \x01(\x05R\x06diskMb\x12\x19\n" +
-	"\bpids_max\x18\x04 \x01(\x05R\apidsMax\"\x89\x02\n" +
+	"\bpids_max\x18\x04 \x01(\x05R\apidsMax\"\xc3\x02\n" +
 	"\vCapsuleSpec\x12\x1a\n" +
 	"\btemplate\x18\x01 \x01(\tR\btemplate\x128\n" +
 	"\tresources\x18\x02 \x01(\v2\x1a.nestbox.host.v1.ResourcesR\tresources\x12\x1f\n" +
 	"\vtimeout_sec\x18\x03 \x01(\x03R\n" +
 	"timeoutSec\x12F\n" +
-	"\bmetadata\x18\x04 \x03(\v2*.nestbox.host.v1.CapsuleSpec.MetadataEntryR\bmetadata\x1a;\n" +
+	"\bmetadata\x18\x04 \x03(\v2*.nestbox.host.v1.CapsuleSpec.MetadataEntryR\bmetadata\x128\n" +
+	"\anetwork\x18\x05 \x01(\v2\x1e.nestbox.host.v1.NetworkPolicyR\anetwork\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xcc\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"v\n" +
+	"\rNetworkPolicy\x12\x1a\n" +
+	"\binternet\x18\x01 \x01(\bR\binternet\x12\x14\n" +
+	"\x05allow\x18\x02 \x03(\tR\x05allow\x12\x12\n" +
+	"\x04deny\x18\x03 \x03(\tR\x04deny\x12\x1f\n" +
+	"\vegress_mbps\x18\x04 \x01(\x05R\n" +
+	"egressMbps\"\xcc\x01\n" +
 	"\x06Status\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x16\n" +
@@ -851,16 +1283,46 @@ const file_nestbox_host_v1_host_proto_rawDesc = "" +
 	"\x06status\x18\x01 \x01(\v2\x17.nestbox.host.v1.StatusR\x06status\"\r\n" +
 	"\vListRequest\"C\n" +
 	"\fListResponse\x123\n" +
-	"\bstatuses\x18\x01 \x03(\v2\x17.nestbox.host.v1.StatusR\bstatuses\"\x14\n" +
+	"\bstatuses\x18\x01 \x03(\v2\x17.nestbox.host.v1.StatusR\bstatuses\"[\n" +
+	"\x11SetNetworkRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x126\n" +
+	"\x06policy\x18\x02 \x01(\v2\x1e.nestbox.host.v1.NetworkPolicyR\x06policy\"\x14\n" +
+	"\x12SetNetworkResponse\" \n" +
+	"\x0eNetworkRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\xe3\x01\n" +
+	"\x0fNetworkResponse\x126\n" +
+	"\x06policy\x18\x01 \x01(\v2\x1e.nestbox.host.v1.NetworkPolicyR\x06policy\x12\x18\n" +
+	"\aallowed\x18\x02 \x01(\x03R\aallowed\x12\x18\n" +
+	"\arefused\x18\x03 \x01(\x03R\arefused\x12\x12\n" +
+	"\x04sent\x18\x04 \x01(\x03R\x04sent\x12\x1a\n" +
+	"\breceived\x18\x05 \x01(\x03R\breceived\x124\n" +
+	"\x06recent\x18\x06 \x03(\v2\x1c.nestbox.host.v1.NetworkFlowR\x06recent\"\xb4\x02\n" +
+	"\vNetworkFlow\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04addr\x18\x02 \x01(\fR\x04addr\x12\x1a\n" +
+	"\bprotocol\x18\x03 \x01(\tR\bprotocol\x12\x12\n" +
+	"\x04port\x18\x04 \x01(\rR\x04port\x12\x18\n" +
+	"\aallowed\x18\x05 \x01(\bR\aallowed\x12\x12\n" +
+	"\x04rule\x18\x06 \x01(\tR\x04rule\x12\x17\n" +
+	"\aby_name\x18\a \x01(\bR\x06byName\x12\x16\n" +
+	"\x06reason\x18\b \x01(\tR\x06reason\x12*\n" +
+	"\x02at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x12\n" +
+	"\x04open\x18\n" +
+	" \x01(\bR\x04open\x12\x12\n" +
+	"\x04sent\x18\v \x01(\x03R\x04sent\x12\x1a\n" +
+	"\breceived\x18\f \x01(\x03R\breceived\"\x14\n" +
 	"\x12WatchDeathsRequest\"F\n" +
 	"\x13WatchDeathsResponse\x12/\n" +
-	"\x06status\x18\x01 \x01(\v2\x17.nestbox.host.v1.StatusR\x06status2\xce\x03\n" +
+	"\x06status\x18\x01 \x01(\v2\x17.nestbox.host.v1.StatusR\x06status2\xf3\x04\n" +
 	"\vHostService\x12C\n" +
 	"\x04Info\x12\x1c.nestbox.host.v1.InfoRequest\x1a\x1d.nestbox.host.v1.InfoResponse\x12I\n" +
 	"\x06Create\x12\x1e.nestbox.host.v1.CreateRequest\x1a\x1f.nestbox.host.v1.CreateResponse\x12L\n" +
 	"\aDestroy\x12\x1f.nestbox.host.v1.DestroyRequest\x1a .nestbox.host.v1.DestroyResponse\x12@\n" +
 	"\x03Get\x12\x1b.nestbox.host.v1.GetRequest\x1a\x1c.nestbox.host.v1.GetResponse\x12C\n" +
-	"\x04List\x12\x1c.nestbox.host.v1.ListRequest\x1a\x1d.nestbox.host.v1.ListResponse\x12Z\n" +
+	"\x04List\x12\x1c.nestbox.host.v1.ListRequest\x1a\x1d.nestbox.host.v1.ListResponse\x12U\n" +
+	"\n" +
+	"SetNetwork\x12\".nestbox.host.v1.SetNetworkRequest\x1a#.nestbox.host.v1.SetNetworkResponse\x12L\n" +
+	"\aNetwork\x12\x1f.nestbox.host.v1.NetworkRequest\x1a .nestbox.host.v1.NetworkResponse\x12Z\n" +
 	"\vWatchDeaths\x12#.nestbox.host.v1.WatchDeathsRequest\x1a$.nestbox.host.v1.WatchDeathsResponse0\x01B7Z5github.com/nestbox/nestbox/gen/nestbox/host/v1;hostv1b\x06proto3"
 
 var (
@@ -875,54 +1337,69 @@ func file_nestbox_host_v1_host_proto_rawDescGZIP() []byte {
 	return file_nestbox_host_v1_host_proto_rawDescData
 }
 
-var file_nestbox_host_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_nestbox_host_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_nestbox_host_v1_host_proto_goTypes = []any{
 	(*InfoRequest)(nil),           // 0: nestbox.host.v1.InfoRequest
 	(*InfoResponse)(nil),          // 1: nestbox.host.v1.InfoResponse
 	(*Resources)(nil),             // 2: nestbox.host.v1.Resources
 	(*CapsuleSpec)(nil),           // 3: nestbox.host.v1.CapsuleSpec
-	(*Status)(nil),                // 4: nestbox.host.v1.Status
-	(*CreateRequest)(nil),         // 5: nestbox.host.v1.CreateRequest
-	(*CreateResponse)(nil),        // 6: nestbox.host.v1.CreateResponse
-	(*DestroyRequest)(nil),        // 7: nestbox.host.v1.DestroyRequest
-	(*DestroyResponse)(nil),       // 8: nestbox.host.v1.DestroyResponse
-	(*GetRequest)(nil),            // 9: nestbox.host.v1.GetRequest
-	(*GetResponse)(nil),           // 10: nestbox.host.v1.GetResponse
-	(*ListRequest)(nil),           // 11: nestbox.host.v1.ListRequest
-	(*ListResponse)(nil),          // 12: nestbox.host.v1.ListResponse
-	(*WatchDeathsRequest)(nil),    // 13: nestbox.host.v1.WatchDeathsRequest
-	(*WatchDeathsResponse)(nil),   // 14: nestbox.host.v1.WatchDeathsResponse
-	nil,                           // 15: nestbox.host.v1.CapsuleSpec.MetadataEntry
-	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
+	(*NetworkPolicy)(nil),         // 4: nestbox.host.v1.NetworkPolicy
+	(*Status)(nil),                // 5: nestbox.host.v1.Status
+	(*CreateRequest)(nil),         // 6: nestbox.host.v1.CreateRequest
+	(*CreateResponse)(nil),        // 7: nestbox.host.v1.CreateResponse
+	(*DestroyRequest)(nil),        // 8: nestbox.host.v1.DestroyRequest
+	(*DestroyResponse)(nil),       // 9: nestbox.host.v1.DestroyResponse
+	(*GetRequest)(nil),            // 10: nestbox.host.v1.GetRequest
+	(*GetResponse)(nil),           // 11: nestbox.host.v1.GetResponse
+	(*ListRequest)(nil),           // 12: nestbox.host.v1.ListRequest
+	(*ListResponse)(nil),          // 13: nestbox.host.v1.ListResponse
+	(*SetNetworkRequest)(nil),     // 14: nestbox.host.v1.SetNetworkRequest
+	(*SetNetworkResponse)(nil),    // 15: nestbox.host.v1.SetNetworkResponse
+	(*NetworkRequest)(nil),        // 16: nestbox.host.v1.NetworkRequest
+	(*NetworkResponse)(nil),       // 17: nestbox.host.v1.NetworkResponse
+	(*NetworkFlow)(nil),           // 18: nestbox.host.v1.NetworkFlow
+	(*WatchDeathsRequest)(nil),    // 19: nestbox.host.v1.WatchDeathsRequest
+	(*WatchDeathsResponse)(nil),   // 20: nestbox.host.v1.WatchDeathsResponse
+	nil,                           // 21: nestbox.host.v1.CapsuleSpec.MetadataEntry
+	(*timestamppb.Timestamp)(nil), // 22: google.protobuf.Timestamp
 }
 var file_nestbox_host_v1_host_proto_depIdxs = []int32{
-	16, // 0: nestbox.host.v1.InfoResponse.started_at:type_name -> google.protobuf.Timestamp
+	22, // 0: nestbox.host.v1.InfoResponse.started_at:type_name -> google.protobuf.Timestamp
 	2,  // 1: nestbox.host.v1.CapsuleSpec.resources:type_name -> nestbox.host.v1.Resources
-	15, // 2: nestbox.host.v1.CapsuleSpec.metadata:type_name -> nestbox.host.v1.CapsuleSpec.MetadataEntry
-	16, // 3: nestbox.host.v1.Status.created_at:type_name -> google.protobuf.Timestamp
-	16, // 4: nestbox.host.v1.Status.unresponsive_since:type_name -> google.protobuf.Timestamp
-	3,  // 5: nestbox.host.v1.CreateRequest.spec:type_name -> nestbox.host.v1.CapsuleSpec
-	4,  // 6: nestbox.host.v1.CreateResponse.status:type_name -> nestbox.host.v1.Status
-	4,  // 7: nestbox.host.v1.GetResponse.status:type_name -> nestbox.host.v1.Status
-	4,  // 8: nestbox.host.v1.ListResponse.statuses:type_name -> nestbox.host.v1.Status
-	4,  // 9: nestbox.host.v1.WatchDeathsResponse.status:type_name -> nestbox.host.v1.Status
-	0,  // 10: nestbox.host.v1.HostService.Info:input_type -> nestbox.host.v1.InfoRequest
-	5,  // 11: nestbox.host.v1.HostService.Create:input_type -> nestbox.host.v1.CreateRequest
-	7,  // 12: nestbox.host.v1.HostService.Destroy:input_type -> nestbox.host.v1.DestroyRequest
-	9,  // 13: nestbox.host.v1.HostService.Get:input_type -> nestbox.host.v1.GetRequest
-	11, // 14: nestbox.host.v1.HostService.List:input_type -> nestbox.host.v1.ListRequest
-	13, // 15: nestbox.host.v1.HostService.WatchDeaths:input_type -> nestbox.host.v1.WatchDeathsRequest
-	1,  // 16: nestbox.host.v1.HostService.Info:output_type -> nestbox.host.v1.InfoResponse
-	6,  // 17: nestbox.host.v1.HostService.Create:output_type -> nestbox.host.v1.CreateResponse
-	8,  // 18: nestbox.host.v1.HostService.Destroy:output_type -> nestbox.host.v1.DestroyResponse
-	10, // 19: nestbox.host.v1.HostService.Get:output_type -> nestbox.host.v1.GetResponse
-	12, // 20: nestbox.host.v1.HostService.List:output_type -> nestbox.host.v1.ListResponse
-	14, // 21: nestbox.host.v1.HostService.WatchDeaths:output_type -> nestbox.host.v1.WatchDeathsResponse
-	16, // [16:22] is the sub-list for method output_type
-	10, // [10:16] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	21, // 2: nestbox.host.v1.CapsuleSpec.metadata:type_name -> nestbox.host.v1.CapsuleSpec.MetadataEntry
+	4,  // 3: nestbox.host.v1.CapsuleSpec.network:type_name -> nestbox.host.v1.NetworkPolicy
+	22, // 4: nestbox.host.v1.Status.created_at:type_name -> google.protobuf.Timestamp
+	22, // 5: nestbox.host.v1.Status.unresponsive_since:type_name -> google.protobuf.Timestamp
+	3,  // 6: nestbox.host.v1.CreateRequest.spec:type_name -> nestbox.host.v1.CapsuleSpec
+	5,  // 7: nestbox.host.v1.CreateResponse.status:type_name -> nestbox.host.v1.Status
+	5,  // 8: nestbox.host.v1.GetResponse.status:type_name -> nestbox.host.v1.Status
+	5,  // 9: nestbox.host.v1.ListResponse.statuses:type_name -> nestbox.host.v1.Status
+	4,  // 10: nestbox.host.v1.SetNetworkRequest.policy:type_name -> nestbox.host.v1.NetworkPolicy
+	4,  // 11: nestbox.host.v1.NetworkResponse.policy:type_name -> nestbox.host.v1.NetworkPolicy
+	18, // 12: nestbox.host.v1.NetworkResponse.recent:type_name -> nestbox.host.v1.NetworkFlow
+	22, // 13: nestbox.host.v1.NetworkFlow.at:type_name -> google.protobuf.Timestamp
+	5,  // 14: nestbox.host.v1.WatchDeathsResponse.status:type_name -> nestbox.host.v1.Status
+	0,  // 15: nestbox.host.v1.HostService.Info:input_type -> nestbox.host.v1.InfoRequest
+	6,  // 16: nestbox.host.v1.HostService.Create:input_type -> nestbox.host.v1.CreateRequest
+	8,  // 17: nestbox.host.v1.HostService.Destroy:input_type -> nestbox.host.v1.DestroyRequest
+	10, // 18: nestbox.host.v1.HostService.Get:input_type -> nestbox.host.v1.GetRequest
+	12, // 19: nestbox.host.v1.HostService.List:input_type -> nestbox.host.v1.ListRequest
+	14, // 20: nestbox.host.v1.HostService.SetNetwork:input_type -> nestbox.host.v1.SetNetworkRequest
+	16, // 21: nestbox.host.v1.HostService.Network:input_type -> nestbox.host.v1.NetworkRequest
+	19, // 22: nestbox.host.v1.HostService.WatchDeaths:input_type -> nestbox.host.v1.WatchDeathsRequest
+	1,  // 23: nestbox.host.v1.HostService.Info:output_type -> nestbox.host.v1.InfoResponse
+	7,  // 24: nestbox.host.v1.HostService.Create:output_type -> nestbox.host.v1.CreateResponse
+	9,  // 25: nestbox.host.v1.HostService.Destroy:output_type -> nestbox.host.v1.DestroyResponse
+	11, // 26: nestbox.host.v1.HostService.Get:output_type -> nestbox.host.v1.GetResponse
+	13, // 27: nestbox.host.v1.HostService.List:output_type -> nestbox.host.v1.ListResponse
+	15, // 28: nestbox.host.v1.HostService.SetNetwork:output_type -> nestbox.host.v1.SetNetworkResponse
+	17, // 29: nestbox.host.v1.HostService.Network:output_type -> nestbox.host.v1.NetworkResponse
+	20, // 30: nestbox.host.v1.HostService.WatchDeaths:output_type -> nestbox.host.v1.WatchDeathsResponse
+	23, // [23:31] is the sub-list for method output_type
+	15, // [15:23] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_nestbox_host_v1_host_proto_init() }
@@ -936,7 +1413,7 @@ func file_nestbox_host_v1_host_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_nestbox_host_v1_host_proto_rawDesc), len(file_nestbox_host_v1_host_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   16,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -9,10 +9,12 @@
 package hostv1connect
 
 import (
-	connect "connectrpc.com/connect/v2"
 	context "context"
-	v1 "github.com/nestbox/nestbox/gen/nestbox/host/v1"
 	sync "sync"
+
+	connect "connectrpc.com/connect/v2"
+
+	v1 "github.com/nestbox/nestbox/gen/nestbox/host/v1"
 )
 
 const (
@@ -38,6 +40,10 @@ const (
 	HostServiceGetProcedure = "/nestbox.host.v1.HostService/Get"
 	// HostServiceListProcedure is the procedure name of the HostService's List RPC.
 	HostServiceListProcedure = "/nestbox.host.v1.HostService/List"
+	// HostServiceSetNetworkProcedure is the procedure name of the HostService's SetNetwork RPC.
+	HostServiceSetNetworkProcedure = "/nestbox.host.v1.HostService/SetNetwork"
+	// HostServiceNetworkProcedure is the procedure name of the HostService's Network RPC.
+	HostServiceNetworkProcedure = "/nestbox.host.v1.HostService/Network"
 	// HostServiceWatchDeathsProcedure is the procedure name of the HostService's WatchDeaths RPC.
 	HostServiceWatchDeathsProcedure = "/nestbox.host.v1.HostService/WatchDeaths"
 )
@@ -78,6 +84,20 @@ var (
 			Procedure:  HostServiceListProcedure,
 		}
 	})
+	hostServiceSetNetworkSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_nestbox_host_v1_host_proto.Services().ByName("HostService").Methods().ByName("SetNetwork"),
+			Procedure:  HostServiceSetNetworkProcedure,
+		}
+	})
+	hostServiceNetworkSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_nestbox_host_v1_host_proto.Services().ByName("HostService").Methods().ByName("Network"),
+			Procedure:  HostServiceNetworkProcedure,
+		}
+	})
 	hostServiceWatchDeathsSpec = sync.OnceValue(func() connect.Spec {
 		return connect.Spec{
 			StreamType: connect.StreamTypeServer,
@@ -94,6 +114,8 @@ type HostServiceClient interface {
 	Destroy(context.Context, *v1.DestroyRequest) (*v1.DestroyResponse, error)
 	Get(context.Context, *v1.GetRequest) (*v1.GetResponse, error)
 	List(context.Context, *v1.ListRequest) (*v1.ListResponse, error)
+	SetNetwork(context.Context, *v1.SetNetworkRequest) (*v1.SetNetworkResponse, error)
+	Network(context.Context, *v1.NetworkRequest) (*v1.NetworkResponse, error)
 	WatchDeaths(context.Context, *v1.WatchDeathsRequest) (HostServiceWatchDeathsClientStream, error)
 }
 
@@ -130,6 +152,8 @@ type HostServiceHandler interface {
 	Destroy(context.Context, *v1.DestroyRequest) (*v1.DestroyResponse, error)
 	Get(context.Context, *v1.GetRequest) (*v1.GetResponse, error)
 	List(context.Context, *v1.ListRequest) (*v1.ListResponse, error)
+	SetNetwork(context.Context, *v1.SetNetworkRequest) (*v1.SetNetworkResponse, error)
+	Network(context.Context, *v1.NetworkRequest) (*v1.NetworkResponse, error)
 	WatchDeaths(context.Context, *v1.WatchDeathsRequest, HostServiceWatchDeathsServerStream) error
 }
 
@@ -143,6 +167,8 @@ func RegisterHostServiceHandler(server *connect.Server, svc HostServiceHandler) 
 		connect.Method{Spec: hostServiceDestroySpec(), Handler: adapter.destroy},
 		connect.Method{Spec: hostServiceGetSpec(), Handler: adapter.get},
 		connect.Method{Spec: hostServiceListSpec(), Handler: adapter.list},
+		connect.Method{Spec: hostServiceSetNetworkSpec(), Handler: adapter.setNetwork},
+		connect.Method{Spec: hostServiceNetworkSpec(), Handler: adapter.network},
 		connect.Method{Spec: hostServiceWatchDeathsSpec(), Handler: adapter.watchDeaths},
 	)
 }
@@ -183,6 +209,14 @@ func (UnimplementedHostServiceHandler) Get(context.Context, *v1.GetRequest) (*v1
 
 func (UnimplementedHostServiceHandler) List(context.Context, *v1.ListRequest) (*v1.ListResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "nestbox.host.v1.HostService.List is not implemented")
+}
+
+func (UnimplementedHostServiceHandler) SetNetwork(context.Context, *v1.SetNetworkRequest) (*v1.SetNetworkResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "nestbox.host.v1.HostService.SetNetwork is not implemented")
+}
+
+func (UnimplementedHostServiceHandler) Network(context.Context, *v1.NetworkRequest) (*v1.NetworkResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "nestbox.host.v1.HostService.Network is not implemented")
 }
 
 func (UnimplementedHostServiceHandler) WatchDeaths(context.Context, *v1.WatchDeathsRequest, HostServiceWatchDeathsServerStream) error {
@@ -228,6 +262,22 @@ func (c *hostServiceClient) Get(ctx context.Context, req *v1.GetRequest) (*v1.Ge
 func (c *hostServiceClient) List(ctx context.Context, req *v1.ListRequest) (*v1.ListResponse, error) {
 	var res v1.ListResponse
 	if err := c.client.CallUnary(ctx, hostServiceListSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *hostServiceClient) SetNetwork(ctx context.Context, req *v1.SetNetworkRequest) (*v1.SetNetworkResponse, error) {
+	var res v1.SetNetworkResponse
+	if err := c.client.CallUnary(ctx, hostServiceSetNetworkSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *hostServiceClient) Network(ctx context.Context, req *v1.NetworkRequest) (*v1.NetworkResponse, error) {
+	var res v1.NetworkResponse
+	if err := c.client.CallUnary(ctx, hostServiceNetworkSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -297,6 +347,30 @@ func (h hostServiceHandler) list(ctx context.Context, _ connect.Spec, stream con
 		return err
 	}
 	res, err := h.svc.List(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h hostServiceHandler) setNetwork(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.SetNetworkRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.SetNetwork(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h hostServiceHandler) network(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.NetworkRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.Network(ctx, &req)
 	if err != nil {
 		return err
 	}

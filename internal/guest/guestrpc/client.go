@@ -166,7 +166,7 @@ func (c *Client) dial(ctx context.Context) (net.Conn, error) {
 	if tcp, ok := conn.(interface{ SetReadBuffer(int) error }); ok {
 		_ = tcp.SetReadBuffer(kernelBuffer) // best effort: it is a bound on what the kernel holds
 	}
-	return c.conns.add(conn)
+	return c.keep(conn)
 }
 
 // call makes one call that is answered with one message, within a time that the
@@ -293,7 +293,7 @@ func (c *Client) DialPast(ctx context.Context, dial func(context.Context) (net.C
 		conn, err := dial(ctx)
 		switch {
 		case err == nil:
-			return c.conns.add(conn)
+			return c.keep(conn)
 		case ctx.Err() == nil:
 			if !errors.Is(err, syscall.ECONNREFUSED) {
 				c.settle()
@@ -310,6 +310,15 @@ func (c *Client) DialPast(ctx context.Context, dial func(context.Context) (net.C
 }
 
 var errNotAccepted = nestbox.Errorf(nestbox.CodeTimeout, "the port does not accept connections")
+
+// keep has a connection be cut with the client, unless that was meanwhile.
+func (c *Client) keep(conn net.Conn) (net.Conn, error) {
+	kept, err := c.conns.add(conn)
+	if err != nil {
+		return nil, c.explain(err)
+	}
+	return kept, nil
+}
 
 // hold makes a connection that counts as a stream until it is closed.
 func (c *Client) hold(open func() (net.Conn, error)) (net.Conn, error) {

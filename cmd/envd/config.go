@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"strconv"
+	"strings"
 
 	"github.com/nestbox/nestbox/internal/sandbox"
 )
@@ -20,6 +21,8 @@ type config struct {
 	MaxPids  int        // processes and threads of the capsule; 0 = no limit
 	LogLevel slog.Level // of what goes to standard error
 	Token    string     // required of every request; from the environment only
+
+	Env map[string]string // of all processes; from the environment only
 }
 
 // errNoToken: without a token anybody in reach would own the capsule.
@@ -55,6 +58,15 @@ func parseConfig(args []string, output io.Writer) (config, error) {
 	}
 	if cfg.Token == "" {
 		return config{}, errNoToken
+	}
+	for _, entry := range os.Environ() {
+		name, value, _ := strings.Cut(entry, "=")
+		if inner, ok := strings.CutPrefix(name, sandbox.EnvPrefix); ok && inner != "" {
+			if cfg.Env == nil {
+				cfg.Env = map[string]string{}
+			}
+			cfg.Env[inner] = value
+		}
 	}
 	return cfg, nil
 }

@@ -37,7 +37,7 @@ const (
 
 // run serves until ctx ends, or forever.
 func run(ctx context.Context, cfg config, log *slog.Logger) error {
-	machine, err := envd.New(envd.Config{Version: nestbox.Version, Log: log, Limits: envd.Limits{Pids: cfg.MaxPids}, Cgroups: cfg.Cgroups})
+	machine, err := envd.New(envd.Config{Version: nestbox.Version, Log: log, Limits: envd.Limits{Pids: cfg.MaxPids}, Cgroups: cfg.Cgroups, Env: cfg.Env})
 	if err != nil {
 		return err
 	}

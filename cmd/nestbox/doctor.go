@@ -151,7 +151,7 @@ func tryCapsule(ctx context.Context, cfg config.Up) (err error) {
 	undo.add(func() error { return os.RemoveAll(dir) })
 	defer func() { err = errors.Join(err, undo.close()) }()
 	log := slog.New(slog.DiscardHandler)
-	driver, images, err := openSandboxes(dir, cfg.Platform, nil, log, &undo)
+	driver, images, err := openSandboxes(dir, cfg, nil, log, &undo)
 	if err != nil {
 		return err
 	}

@@ -35,6 +35,8 @@ func (s *settings) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&flags.Egress, "egress", flags.Egress, "whether capsules reach the internet unless their create says otherwise: allow or deny")
 	f.IntVar(&flags.EgressMbps, "egress-mbps", 0, "most that each capsule may send, and receive, in megabits per second (default no limit)")
 	f.StringSliceVar(&flags.EgressAllow, "egress-allow", nil, "private ranges (CIDR) that capsules may reach all the same")
+	f.StringVar(&flags.CapsuleCA, "capsule-ca", "", "certificates (PEM file) that programs in capsules trust besides the host's")
+	f.StringVar(&flags.CapsuleProxy, "capsule-proxy", "", "URL of a proxy that programs in capsules are told to use")
 	f.IntVar(&flags.MaxConnections, "max-connections", 0, "connections of clients at a time (default 2/5 of the descriptors)")
 	f.IntVar(&flags.MaxConnectionsPerAddress, "max-connections-per-address", 0, "of one peer address (default 3/4 of them)")
 	f.IntVar(&flags.MaxRequestsPerTeam, "max-requests-per-team", 0, "requests and streams of one team at a time (default 1/3 of them)")
@@ -60,6 +62,9 @@ func (s *settings) load(cmd *cobra.Command) (config.Up, error) {
 		"egress":       func() { cfg.Egress = s.flags.Egress },
 		"egress-mbps":  func() { cfg.EgressMbps = s.flags.EgressMbps },
 		"egress-allow": func() { cfg.EgressAllow = s.flags.EgressAllow },
+
+		"capsule-ca":    func() { cfg.CapsuleCA = absolute(s.flags.CapsuleCA) },
+		"capsule-proxy": func() { cfg.CapsuleProxy = s.flags.CapsuleProxy },
 
 		"max-connections":             func() { cfg.MaxConnections = s.flags.MaxConnections },
 		"max-connections-per-address": func() { cfg.MaxConnectionsPerAddress = s.flags.MaxConnectionsPerAddress },

@@ -131,7 +131,7 @@ func keepReserve(ctx context.Context, room *reserve.Reserve, log *slog.Logger) {
 }
 
 // openSandboxes prepares gVisor and the templates in a state directory.
-func openSandboxes(dir, platform string, out gvisor.Egress, log *slog.Logger, undo *closers) (*gvisor.Driver, *image.Store, error) {
+func openSandboxes(dir string, cfg config.Up, out gvisor.Egress, log *slog.Logger, undo *closers) (*gvisor.Driver, *image.Store, error) {
 	envd, err := envdbin.Find(filepath.Join(dir, "bin"))
 	if err != nil {
 		return nil, nil, err
@@ -140,7 +140,11 @@ func openSandboxes(dir, platform string, out gvisor.Egress, log *slog.Logger, un
 	if err != nil {
 		return nil, nil, err
 	}
-	images, err := image.NewStore(filepath.Join(dir, "images"))
+	ca, err := cfg.CapsuleCertificates()
+	if err != nil {
+		return nil, nil, err
+	}
+	images, err := image.NewStore(filepath.Join(dir, "images"), ca)
 	if err != nil {
 		return nil, nil, fmt.Errorf("prepare the templates: %w", err)
 	}
@@ -150,7 +154,7 @@ func openSandboxes(dir, platform string, out gvisor.Egress, log *slog.Logger, un
 		Envd:     envd,
 		Runsc:    []string{self},
 		Egress:   out,
-		Platform: platform,
+		Platform: cfg.Platform,
 		Log:      log,
 	})
 	if err != nil {
@@ -166,7 +170,7 @@ func openHost(ctx context.Context, cfg config.Up, log *slog.Logger, undo *closer
 	if err != nil {
 		return nil, fmt.Errorf("start the egress: %w", err)
 	}
-	driver, images, err := openSandboxes(cfg.Dir, cfg.Platform, out, log, undo)
+	driver, images, err := openSandboxes(cfg.Dir, cfg, out, log, undo)
 	if err != nil {
 		return nil, err
 	}
@@ -184,6 +188,7 @@ func openHost(ctx context.Context, cfg config.Up, log *slog.Logger, undo *closer
 		},
 		Driver: driver,
 		Images: images,
+		Env:    cfg.CapsuleEnv(image.CertificatesPath),
 		Log:    log,
 	})
 	if err != nil {

@@ -7,14 +7,18 @@ package config
 
 import (
 	"bytes"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/caarlos0/env/v11"
@@ -46,6 +50,11 @@ type Up struct {
 	// EgressMbps is the most that each capsule may send, and receive, in megabits per
 	// second; 0 = no limit.
 	EgressMbps int `yaml:"egress_mbps" env:"NESTBOX_EGRESS_MBPS"`
+	// CapsuleCA is a file of certificates (PEM) that programs in capsules trust besides
+	// those that the host trusts: of a proxy that looks into TLS.
+	CapsuleCA string `yaml:"capsule_ca" env:"NESTBOX_CAPSULE_CA"`
+	// CapsuleProxy is the URL of a proxy that programs in capsules are told to use.
+	CapsuleProxy string `yaml:"capsule_proxy" env:"NESTBOX_CAPSULE_PROXY"`
 	// MaxConnections is how many connections clients may have at a time; 0 = two
 	// fifths of the descriptors that the process may have.
 	MaxConnections int `yaml:"max_connections" env:"NESTBOX_MAX_CONNECTIONS"`
@@ -79,6 +88,49 @@ func (c Up) Lifted() ([]netip.Prefix, error) {
 		lifted = append(lifted, p)
 	}
 	return lifted, nil
+}
+
+// CapsuleCertificates returns what is in CapsuleCA; nil if there is none.
+func (c Up) CapsuleCertificates() ([]byte, error) {
+	if c.CapsuleCA == "" {
+		return nil, nil
+	}
+	text, err := os.ReadFile(c.CapsuleCA)
+	if err != nil {
+		return nil, fmt.Errorf("capsule-ca: %w", err)
+	}
+	rest := text
+	for n := 0; ; n++ {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			if n == 0 || len(bytes.TrimSpace(rest)) > 0 {
+				return nil, fmt.Errorf("capsule-ca: %s does not consist of certificates in PEM form", c.CapsuleCA)
+			}
+			return text, nil
+		}
+		if _, err := x509.ParseCertificate(block.Bytes); err != nil || block.Type != "CERTIFICATE" {
+			return nil, fmt.Errorf("capsule-ca: %s has something that is no certificate (block %d)", c.CapsuleCA, n+1)
+		}
+	}
+}
+
+// CapsuleEnv returns what all processes in capsules have in their environment because of
+// CapsuleCA, which they find at bundle, and CapsuleProxy.
+func (c Up) CapsuleEnv(bundle string) map[string]string {
+	env := map[string]string{}
+	if c.CapsuleCA != "" {
+		for _, name := range []string{"SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS"} {
+			env[name] = bundle
+		}
+	}
+	if c.CapsuleProxy != "" {
+		for name, value := range map[string]string{
+			"HTTP_PROXY": c.CapsuleProxy, "HTTPS_PROXY": c.CapsuleProxy, "NO_PROXY": "localhost,127.0.0.1,::1",
+		} {
+			env[name], env[strings.ToLower(name)] = value, value // programs agree on neither
+		}
+	}
+	return env
 }
 
 // DefaultUp returns the settings of `nestbox up` that nobody changed.
@@ -147,6 +199,12 @@ func (c Up) Validate() error {
 	}
 	if c.EgressMbps < 0 || c.EgressMbps > nestbox.MaxEgressMbps {
 		return fmt.Errorf("egress-mbps must be between 0 and %d, not %d", nestbox.MaxEgressMbps, c.EgressMbps)
+	}
+	if _, err := c.CapsuleCertificates(); err != nil {
+		return err
+	}
+	if u, err := url.Parse(c.CapsuleProxy); c.CapsuleProxy != "" && (err != nil || u.Host == "" || !slices.Contains([]string{"http", "https", "socks5", "socks5h"}, u.Scheme)) {
+		return errors.New("capsule-proxy is not a URL such as http://proxy.example.com:3128") // which may have a password
 	}
 	if _, err := c.Lifted(); err != nil {
 		return err

@@ -56,3 +56,25 @@ func TestValidateHidesTheDatabaseURL(t *testing.T) {
 	cfg.Database = "mysql://user:secret@host/db"
 	require.NotContains(t, cfg.Validate().Error(), "secret")
 }
+
+func TestCapsuleCertificates(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "ca.pem")
+	c := DefaultUp()
+	c.CapsuleCA = file
+	require.ErrorContains(t, c.Validate(), "no such file")
+	for _, bad := range []string{
+		"", "garbage", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
+	} {
+		require.NoError(t, os.WriteFile(file, []byte(bad), 0o600))
+		require.ErrorContains(t, c.Validate(), "capsule-ca", bad)
+	}
+	c = DefaultUp()
+	for _, bad := range []string{"proxy:3128", "ftp://x", "http://", "http://user:secret@"} {
+		c.CapsuleProxy = bad
+		require.ErrorContains(t, c.Validate(), "capsule-proxy is not a URL", bad)
+	}
+	c.CapsuleProxy = "http://proxy:3128"
+	require.NoError(t, c.Validate())
+	require.Equal(t, "http://proxy:3128", c.CapsuleEnv("/ca")["https_proxy"])
+}

@@ -79,7 +79,7 @@ func (m *Manager) start(ctx context.Context, rec record, root image.Root) (*acce
 		Root:      root,
 		Resources: rec.Spec.Resources,
 		Network:   rec.Spec.NetworkPolicy(),
-		Env:       map[string]string{sandbox.EnvToken: rec.Token},
+		Env:       m.envdEnv(rec.Token),
 	})
 	if err != nil {
 		return nil, err
@@ -93,6 +93,15 @@ func (m *Manager) start(ctx context.Context, rec record, root image.Root) (*acce
 		return nil, errors.Join(nestbox.Errorf(nestbox.CodeInternal, "write the record of capsule %s: %w", rec.ID, err), b.close(errStopping))
 	}
 	return b, nil
+}
+
+// envdEnv is the environment of a capsule's envd.
+func (m *Manager) envdEnv(token string) map[string]string {
+	env := map[string]string{sandbox.EnvToken: token}
+	for name, value := range m.cfg.Env {
+		env[sandbox.EnvPrefix+name] = value
+	}
+	return env
 }
 
 // How often a starting envd is asked: often at first, since it takes a few

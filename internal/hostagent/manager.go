@@ -28,6 +28,7 @@ type Config struct {
 	Info    nestbox.HostInfo
 	Driver  sandbox.Driver
 	Images  Images
+	Env     map[string]string // of all processes in all capsules
 	Log     *slog.Logger
 	ReadyIn time.Duration // how long a new capsule's envd may take to answer; 0 = 30 s
 }

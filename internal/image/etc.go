@@ -174,3 +174,28 @@ func writeFile(path, text string, mode fs.FileMode) error {
 	}
 	return os.Chmod(path, mode)
 }
+
+// CertificatesPath is where programs find the certificates that they trust.
+const CertificatesPath = "/etc/ssl/certs/ca-certificates.crt"
+
+// addCertificates adds to what the host trusts.
+func (b *builder) addCertificates() error {
+	if len(b.ca) == 0 {
+		return nil
+	}
+	path := b.base(CertificatesPath)
+	there, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if len(there) > 0 && there[len(there)-1] != '\n' {
+		there = append(there, '\n')
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) { // it may be a link
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	return writeFile(path, string(there)+string(b.ca), 0o644)
+}

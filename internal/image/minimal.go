@@ -74,8 +74,8 @@ const scratch = "/run"
 // content is built once. A version that is there is never changed or removed,
 // since capsules run on it, but for one that is not what its name says, which a
 // power cut may have left.
-func buildMinimal(store, host string) (Root, error) {
-	b, hash, err := buildIn(scratch, host)
+func buildMinimal(store, host string, ca []byte) (Root, error) {
+	b, hash, err := buildIn(scratch, host, ca)
 	if b != nil {
 		defer os.RemoveAll(b.dir)
 	}
@@ -84,7 +84,7 @@ func buildMinimal(store, host string) (Root, error) {
 			return b.root(final), nil
 		}
 	}
-	b, hash, err = buildIn(store, host)
+	b, hash, err = buildIn(store, host, ca)
 	if b != nil {
 		defer os.RemoveAll(b.dir) // no longer there if all went well
 	}
@@ -106,12 +106,12 @@ func version(store, hash string) string {
 
 // buildIn builds the template in a new sub-directory of dir, which the caller
 // removes, also on error.
-func buildIn(dir, host string) (b *builder, hash string, err error) {
+func buildIn(dir, host string, ca []byte) (b *builder, hash string, err error) {
 	tmp, err := os.MkdirTemp(dir, unfinished)
 	if err != nil {
 		return nil, "", err
 	}
-	b = &builder{host: host, dir: tmp}
+	b = &builder{host: host, dir: tmp, ca: ca}
 	if err := b.build(); err != nil {
 		return b, "", err
 	}
@@ -149,6 +149,7 @@ func (b *builder) keep(store, final string) error {
 // place of the masked directories.
 type builder struct {
 	host, dir string
+	ca        []byte   // certificates to trust besides
 	binds     []string // of the host, absolute
 }
 
@@ -156,7 +157,7 @@ func (b *builder) build() error {
 	if err := os.Chmod(b.dir, 0o755); err != nil {
 		return err
 	}
-	for _, step := range []func() error{b.makeDirs, b.linkPrograms, b.makeMasks, b.copyEtc, b.writeEtc, b.makeHomes} {
+	for _, step := range []func() error{b.makeDirs, b.linkPrograms, b.makeMasks, b.copyEtc, b.writeEtc, b.addCertificates, b.makeHomes} {
 		if err := step(); err != nil {
 			return err
 		}

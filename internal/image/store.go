@@ -16,8 +16,9 @@ type Store struct {
 
 // NewStore opens the store in dir, which it makes if need be, and builds the
 // built-in template from this machine's own programs, unless it is there
-// already. It needs root: files in a template have owners.
-func NewStore(dir string) (*Store, error) {
+// already. ca are certificates (PEM) that are added to those that programs trust. It
+// needs root: files in a template have owners.
+func NewStore(dir string, ca []byte) (*Store, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, err
@@ -28,7 +29,7 @@ func NewStore(dir string) (*Store, error) {
 	if err := removeUnfinished(dir); err != nil {
 		return nil, fmt.Errorf("clear the template directory: %w", err)
 	}
-	minimal, err := buildMinimal(dir, "/")
+	minimal, err := buildMinimal(dir, "/", ca)
 	if err != nil {
 		return nil, fmt.Errorf("build the template %s: %w", nestbox.TemplateMinimal, err)
 	}

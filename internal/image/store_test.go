@@ -17,7 +17,7 @@ import (
 
 func minimal(t *testing.T, dir string) image.Root {
 	t.Helper()
-	s, err := image.NewStore(dir)
+	s, err := image.NewStore(dir, nil)
 	require.NoError(t, err)
 	require.Equal(t, []string{"minimal"}, s.Names())
 	root, err := s.Resolve("minimal")
@@ -27,7 +27,7 @@ func minimal(t *testing.T, dir string) image.Root {
 
 func TestUnknown(t *testing.T) {
 	t.Parallel()
-	s, err := image.NewStore(t.TempDir())
+	s, err := image.NewStore(t.TempDir(), nil)
 	require.NoError(t, err)
 	for _, name := range []string{"", "nope", "minimal/..", "../minimal"} {
 		_, err = s.Resolve(name)

@@ -114,6 +114,10 @@ const EnvdPort = 49983
 // EnvToken names the environment variable that hands envd its access token.
 const EnvToken = "NESTBOX_TOKEN"
 
+// EnvPrefix begins the names of environment variables of envd that all processes of the
+// sandbox get, without it.
+const EnvPrefix = "NESTBOX_ENV_"
+
 // DialError is what Sandbox.Dial fails with: CodeUnavailable, which tells what
 // failed only as far as the caller can do something about it.
 func DialError(port uint16, cause error) error {

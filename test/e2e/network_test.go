@@ -261,3 +261,27 @@ func TestNetworkLog(t *testing.T) {
 	require.Equal(t, nestbox.NetworkPolicy{Allow: []string{"*.allowed.test"}, Deny: []string{}},
 		call[nestbox.NetworkPolicy](s, http.MethodGet, "/v1/capsules/"+id+"/network", nil, 200))
 }
+
+// TestBehindAProxy: programs trust the certificates and use the proxy that the operator
+// names, also in capsules that start after a restart.
+func TestBehindAProxy(t *testing.T) {
+	t.Parallel()
+	w, err := egresstest.Join()
+	require.NoError(t, err)
+	ca := filepath.Join(stateDir(t), "ca.pem")
+	require.NoError(t, os.WriteFile(ca, w.RootPEM, 0o600))
+	s := newServer(t, "--capsule-ca", ca)
+	id := s.newCapsule()
+	fetch := `curl -sS https://www.allowed.test/ && echo && python3 -c 'import urllib.request; print(urllib.request.urlopen("https://www.allowed.test/").read().decode())'`
+	answer := egresstest.Site + " www.allowed.test\n"
+	res := s.sh(id, fetch)
+	require.Equal(t, answer+answer, res.Stdout, res.Stderr)
+	require.Equal(t, "mine", s.sh(id, "SSL_CERT_FILE=mine; printf $SSL_CERT_FILE").Stdout)
+
+	s.kill9()
+	s.args = []string{"--capsule-proxy", "http://" + egresstest.Site + ":80"}
+	s.start()
+	id = s.newCapsule()
+	require.Equal(t, egresstest.Site+" nowhere.test", s.sh(id, "curl -sS http://nowhere.test/").Stdout, "the proxy answers for all")
+	require.Empty(t, s.sh(id, "set | grep NESTBOX_ENV").Stdout)
+}

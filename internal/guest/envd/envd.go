@@ -24,6 +24,8 @@ type Config struct {
 	Log     *slog.Logger // nil = discard
 	Limits  Limits       // zero fields mean their defaults
 	Cgroups string       // directory of a cgroup v2 hierarchy in which trees get groups, if it is one; "" = none
+
+	Env map[string]string // of all processes that do not say otherwise
 }
 
 // Envd is a guest.Guest: the machine that it runs on. Use New.
@@ -48,6 +50,7 @@ func New(cfg Config) (*Envd, error) {
 	if err != nil {
 		return nil, err
 	}
+	table.env = cfg.Env
 	return &Envd{version: cfg.Version, startedAt: time.Now(), table: table, files: newFiles()}, nil
 }
 

@@ -40,12 +40,12 @@ type launch struct {
 // plan works out a launch. What only a look at the disk could tell is assumed:
 // each look costs a start more than it is worth, and check takes it if the
 // start fails.
-func (a *accounts) plan(spec nestbox.ProcessSpec, mark string) (launch, error) {
+func (a *accounts) plan(spec nestbox.ProcessSpec, common map[string]string, mark string) (launch, error) {
 	user, err := a.find(spec.User)
 	if err != nil {
 		return launch{}, err
 	}
-	env := environment(spec.Env, user, mark)
+	env := environment(common, spec.Env, user, mark)
 	l := launch{path: spec.Cmd, cwd: spec.Cwd, user: user, argv: append([]string{spec.Cmd}, spec.Args...)}
 	if l.cwd == "" {
 		l.cwd = user.home
@@ -99,13 +99,14 @@ func workingDirectory(cwd string, user account) (string, error) {
 	return cwd, nil
 }
 
-// environment returns the base environment of a user with what was asked for
-// on top.
-func environment(asked map[string]string, user account, mark string) map[string]string {
+// environment returns the base environment of a user with what all processes have and
+// what was asked for on top.
+func environment(common, asked map[string]string, user account, mark string) map[string]string {
 	env := map[string]string{
 		"PATH": defaultPath, "LANG": "C.UTF-8", "NESTBOX": "true",
 		"HOME": user.home, "USER": user.name, "LOGNAME": user.name, "SHELL": user.shell,
 	}
+	maps.Copy(env, common)
 	maps.Copy(env, asked)
 	env[markVariable] = mark
 	return env

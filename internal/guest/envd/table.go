@@ -28,6 +28,7 @@ type table struct {
 	slog        *slog.Logger
 	budget      *outputlog.Budget
 	accounts    *accounts
+	env         map[string]string // of all processes; never changed
 	reaper      *reaper
 	groups      *treeGroups
 	looks       looks
@@ -147,7 +148,7 @@ func (t *table) newMark() string {
 
 // exec starts the program and makes p part of the table.
 func (t *table) exec(p *process, spec nestbox.ProcessSpec) error {
-	plan, err := t.accounts.plan(spec, p.mark)
+	plan, err := t.accounts.plan(spec, t.env, p.mark)
 	if err != nil {
 		return err
 	}

@@ -66,7 +66,7 @@ func images() string {
 }
 
 var minimal = sync.OnceValues(func() (image.Root, error) {
-	store, err := image.NewStore(images())
+	store, err := image.NewStore(images(), nil)
 	if err != nil {
 		return image.Root{}, err
 	}

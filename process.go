@@ -1,6 +1,7 @@
 package nestbox
 
 import (
+	"cmp"
 	"regexp"
 	"strconv"
 	"strings"
@@ -11,14 +12,48 @@ import (
 // ProcessSpec says what to start. It is the same for foreground exec,
 // background processes, streams and terminals.
 type ProcessSpec struct {
-	Cmd     string            // a path, or a name looked up in the PATH of Env
-	Args    []string          // arguments after the command's own name
-	Env     map[string]string // added to, and winning over, the user's base environment
-	Cwd     string            // absolute; empty = the user's home
-	User    string            // a name or number of the capsule's users; empty = root
-	Tag     string            // empty = a new proc-<8 hex>
-	Stdin   bool              // keep standard input open for WriteStdin; otherwise it is /dev/null
-	Timeout time.Duration     // 0 = none; then the whole tree is killed, with ReasonTimeout
+	Cmd   string            // a path, or a name looked up in the PATH of Env
+	Args  []string          // arguments after the command's own name
+	Env   map[string]string // added to, and winning over, the user's base environment
+	Cwd   string            // absolute; empty = the user's home
+	User  string            // a name or number of the capsule's users; empty = root
+	Tag   string            // empty = a new proc-<8 hex>
+	Stdin bool              // keep standard input open for WriteStdin; otherwise it is /dev/null
+	// Terminal has the process run in a terminal of its own, of which it is the
+	// controlling one: standard input, output and error are it. Its output is the one
+	// stream Pty, and its input is open. nil = pipes.
+	Terminal *Terminal
+	Timeout  time.Duration // 0 = none; then the whole tree is killed, with ReasonTimeout
+}
+
+// Terminal is the terminal of a process. Zero values mean the defaults.
+type Terminal struct {
+	Rows int    // 0 = 24
+	Cols int    // 0 = 80
+	Term string // the variable TERM, if the environment that was asked for has none; "" = xterm-256color
+}
+
+// Bounds of a Terminal.
+const (
+	MaxTerminalSize = 4096 // rows, and columns
+	maxTermBytes    = 64
+)
+
+// WithDefaults fills in what was not asked for.
+func (t Terminal) WithDefaults() Terminal {
+	t.Rows, t.Cols, t.Term = cmp.Or(t.Rows, 24), cmp.Or(t.Cols, 80), cmp.Or(t.Term, "xterm-256color")
+	return t
+}
+
+// Validate reports the first thing that is wrong, as CodeInvalid.
+func (t Terminal) Validate() error {
+	if t.Rows < 0 || t.Rows > MaxTerminalSize || t.Cols < 0 || t.Cols > MaxTerminalSize {
+		return Errorf(CodeInvalid, "a terminal has up to %[1]d rows and %[1]d columns, not %[2]d and %[3]d", MaxTerminalSize, t.Rows, t.Cols)
+	}
+	if len(t.Term) > maxTermBytes || strings.ContainsFunc(t.Term, func(r rune) bool { return r <= ' ' || r > '~' || r == '/' }) {
+		return Errorf(CodeInvalid, "term %.80q is no name of a terminal, such as xterm-256color", t.Term)
+	}
+	return nil
 }
 
 // Bounds of a ProcessSpec.
@@ -66,6 +101,11 @@ func (s ProcessSpec) Validate() error {
 		return Errorf(CodeInvalid, "user is not a valid name")
 	case s.Timeout < 0:
 		return Errorf(CodeInvalid, "timeout is negative")
+	}
+	if s.Terminal != nil {
+		if err := s.Terminal.Validate(); err != nil {
+			return err
+		}
 	}
 	size := len(s.Cmd)
 	for i, a := range s.Args {
@@ -133,7 +173,8 @@ type Process struct {
 	User      string
 	Stdin     bool // standard input is open for WriteStdin
 	StartedAt time.Time
-	Exit      *Exit // nil while the process lives
+	Exit      *Exit     // nil while the process lives
+	Terminal  *Terminal // as it is now; nil = it has none
 	Output    OutputState
 }
 
@@ -141,12 +182,13 @@ type Process struct {
 func (p Process) Running() bool { return p.Exit == nil }
 
 // OutputState says what the output log of a process holds. Offsets count the
-// bytes of stdout and stderr together, in the order they were read.
+// bytes of all streams together, in the order they were read.
 type OutputState struct {
 	Start  int64 // offset of the oldest byte that is kept
 	End    int64 // offset after the newest byte: everything written so far
 	Stdout int64 // bytes that came from stdout
 	Stderr int64 // bytes that came from stderr
+	Pty    int64 // bytes that came from the terminal
 	Closed bool  // no more output can come: every holder of the pipes is gone
 }
 
@@ -212,13 +254,14 @@ func allDigits(s string) bool {
 	return s != "" && strings.Trim(s, "0123456789") == ""
 }
 
-// Stream names the file descriptor that output came from.
+// Stream names what output came from.
 type Stream string
 
 // The streams.
 const (
 	Stdout Stream = "stdout"
 	Stderr Stream = "stderr"
+	Pty    Stream = "pty" // the terminal, which is the only stream of a process that has one
 )
 
 // OutputEventKind says which fields of an OutputEvent are set.

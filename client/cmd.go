@@ -35,6 +35,10 @@ type Cmd struct {
 	Tag     string            // empty = a new one; Process has it
 	Timeout time.Duration     // 0 = none; to the second, rounded up
 
+	// Terminal has it run in a terminal: all output goes to Stdout, and the end of Stdin
+	// is not handed on, since a terminal has none.
+	Terminal *nestbox.Terminal
+
 	// Stdin is read in a goroutine, as for exec.Cmd. Unlike there, Wait does
 	// not wait for a Read that hangs once the process has ended.
 	Stdin  io.Reader
@@ -70,6 +74,11 @@ type Process struct {
 	Tag string
 
 	procs *Processes
+}
+
+// Resize changes the size of the process's terminal.
+func (p *Process) Resize(ctx context.Context, rows, cols int) error {
+	return p.procs.Resize(ctx, selector(p.ID), rows, cols)
 }
 
 // Kill ends the process and everything it started, at once.
@@ -126,7 +135,7 @@ func (c *Cmd) Start() error {
 	}
 	spec := nestbox.ProcessSpec{
 		Cmd: c.Path, Args: c.Args, Env: c.Env, Cwd: c.Dir, User: c.User, Tag: c.Tag,
-		Stdin: c.Stdin != nil, Timeout: c.Timeout,
+		Stdin: c.Stdin != nil, Timeout: c.Timeout, Terminal: c.Terminal,
 	}
 	until := untilExit
 	if c.UntilClosed {

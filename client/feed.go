@@ -42,7 +42,7 @@ func (c *Cmd) feed(ctx context.Context) error {
 		n, readErr := c.Stdin.Read(buf)
 		c.run.inRead.Store(false)
 		if n > 0 || readErr != nil {
-			if err := c.writeInput(ctx, buf[:n], readErr != nil); err != nil {
+			if err := c.writeInput(ctx, buf[:n], readErr != nil && c.Terminal == nil); err != nil {
 				return errors.Join(err, c.writeInput(ctx, nil, true))
 			}
 		}

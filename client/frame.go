@@ -21,6 +21,7 @@ const (
 	frameStart  = "start"
 	frameStdout = "stdout"
 	frameStderr = "stderr"
+	framePty    = "pty"
 	frameGap    = "gap"
 	frameExit   = "exit"
 	frameClosed = "output_closed"
@@ -79,7 +80,9 @@ func parseFrame(msg, buf []byte) (frame, []byte, error) {
 	return f, buf, err
 }
 
-func (f frame) isOutput() bool { return f.Type == frameStdout || f.Type == frameStderr }
+func (f frame) isOutput() bool {
+	return f.Type == frameStdout || f.Type == frameStderr || f.Type == framePty
+}
 
 // parseAroundData reads a frame of output without having its data go through
 // the JSON decoder, which takes several times as long as everything else. That

@@ -22,6 +22,8 @@ var Operations = map[string]string{
 	"killProcess":   "Processes.Kill",
 	"signalProcess": "Processes.Signal",
 	"writeStdin":    "Processes.WriteStdin",
+	"resizeProcess": "Processes.Resize",
+	"openPty":       "Capsule.Command", // with Cmd.Terminal
 	"streamProcess": "Processes.Attach",
 	"processLogs":   "Processes.Logs",
 

@@ -231,6 +231,16 @@ func (p *Processes) Signal(ctx context.Context, sel, signal string) error {
 	return p.c.call(ctx, http.MethodPost, path, nil, map[string]string{"signal": signal}, nil)
 }
 
+// Resize changes the size of a process's terminal, of which its programs are told.
+// CodeInvalidState: it has none, or has ended.
+func (p *Processes) Resize(ctx context.Context, sel string, rows, cols int) error {
+	path, err := p.path(sel, "/resize")
+	if err != nil {
+		return err
+	}
+	return p.c.call(ctx, http.MethodPost, path, nil, map[string]int{"rows": rows, "cols": cols}, nil)
+}
+
 // WriteStdin writes data to a process's standard input and then closes it if
 // eof. It waits while the pipe is full. It is never repeated by itself:
 // CodeUnavailable means that some, all or none of it may have arrived.
@@ -287,6 +297,7 @@ type execBody struct {
 	Tag        string            `json:"tag,omitempty"`
 	TimeoutSec int               `json:"timeout_sec,omitempty"`
 	Stdin      bool              `json:"stdin,omitempty"`
+	Terminal   *terminalBody     `json:"terminal,omitempty"`
 	Background bool              `json:"background,omitempty"`
 	Detach     bool              `json:"detach,omitempty"`   // over a WebSocket
 	Encoding   string            `json:"encoding,omitempty"` // over a WebSocket
@@ -295,8 +306,28 @@ type execBody struct {
 func execBodyOf(s nestbox.ProcessSpec) execBody {
 	return execBody{
 		Cmd: s.Cmd, Args: s.Args, Envs: s.Env, Cwd: s.Cwd, User: s.User, Tag: s.Tag, Stdin: s.Stdin,
-		TimeoutSec: int(math.Ceil(s.Timeout.Seconds())),
+		TimeoutSec: int(math.Ceil(s.Timeout.Seconds())), Terminal: terminalBodyOf(s.Terminal),
 	}
+}
+
+type terminalBody struct {
+	Rows int    `json:"rows,omitempty"`
+	Cols int    `json:"cols,omitempty"`
+	Term string `json:"term,omitempty"`
+}
+
+func terminalBodyOf(t *nestbox.Terminal) *terminalBody {
+	if t == nil {
+		return nil
+	}
+	return &terminalBody{Rows: t.Rows, Cols: t.Cols, Term: t.Term}
+}
+
+func (b *terminalBody) domain() *nestbox.Terminal {
+	if b == nil {
+		return nil
+	}
+	return &nestbox.Terminal{Rows: b.Rows, Cols: b.Cols, Term: b.Term}
 }
 
 type processBody struct {
@@ -312,11 +343,15 @@ type processBody struct {
 	StartedAt time.Time `json:"started_at"`
 	EndedAt   time.Time `json:"ended_at"`
 	Exit      *exitBody `json:"exit"`
-	Output    struct {
+
+	Terminal *terminalBody `json:"terminal"`
+
+	Output struct {
 		Start       int64 `json:"start"`
 		End         int64 `json:"end"`
 		StdoutBytes int64 `json:"stdout_bytes"`
 		StderrBytes int64 `json:"stderr_bytes"`
+		PtyBytes    int64 `json:"pty_bytes"`
 		Closed      bool  `json:"closed"`
 	} `json:"output"`
 }
@@ -330,9 +365,10 @@ type exitBody struct {
 func (b processBody) domain() nestbox.Process {
 	proc := nestbox.Process{
 		ID: nestbox.ProcessID(b.ID), PID: b.PID, Tag: b.Tag, Cmd: b.Cmd, Args: b.Args, ArgsCut: b.ArgsCut, Cwd: b.Cwd, User: b.User, Stdin: b.Stdin, StartedAt: b.StartedAt,
+		Terminal: b.Terminal.domain(),
 		Output: nestbox.OutputState{
 			Start: b.Output.Start, End: b.Output.End,
-			Stdout: b.Output.StdoutBytes, Stderr: b.Output.StderrBytes, Closed: b.Output.Closed,
+			Stdout: b.Output.StdoutBytes, Stderr: b.Output.StderrBytes, Pty: b.Output.PtyBytes, Closed: b.Output.Closed,
 		},
 	}
 	if b.Exit != nil {

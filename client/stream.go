@@ -194,7 +194,7 @@ func (s *Stream) pause(ctx context.Context, err error) error {
 // gap, whether the server says so or not.
 func (s *Stream) accept(f frame) (ev nestbox.OutputEvent, ok bool, err error) {
 	switch f.Type {
-	case frameStdout, frameStderr:
+	case frameStdout, frameStderr, framePty:
 		return s.acceptData(f)
 	case frameGap:
 		if f.To > s.next {

@@ -25,12 +25,34 @@ type Command struct {
 	Tag        string            `json:"tag,omitempty" doc:"A name, unique among the live processes; empty = a new proc-<8 hex>"`
 	TimeoutSec int               `json:"timeout_sec,omitempty" minimum:"0" maximum:"31536000" doc:"The whole process tree is killed after so many seconds. 0 = 30 in the foreground, none otherwise"`
 	Stdin      bool              `json:"stdin,omitempty" doc:"Keep standard input open for writing; otherwise it is /dev/null"`
+	Terminal   *terminal         `json:"terminal,omitempty" doc:"Run it in a terminal, whose output is the one stream pty (stdout of a foreground command) and whose input is open"`
+}
+
+// terminal is a terminal on the wire.
+type terminal struct {
+	Rows int    `json:"rows,omitempty" minimum:"0" maximum:"4096" doc:"0 = 24"`
+	Cols int    `json:"cols,omitempty" minimum:"0" maximum:"4096" doc:"0 = 80"`
+	Term string `json:"term,omitempty" doc:"The variable TERM, unless envs has it; empty = xterm-256color"`
+}
+
+func (t *terminal) domain() *nestbox.Terminal {
+	if t == nil {
+		return nil
+	}
+	return &nestbox.Terminal{Rows: t.Rows, Cols: t.Cols, Term: t.Term}
+}
+
+func toTerminal(t *nestbox.Terminal) *terminal {
+	if t == nil {
+		return nil
+	}
+	return &terminal{Rows: t.Rows, Cols: t.Cols, Term: t.Term}
 }
 
 func (c Command) spec() nestbox.ProcessSpec {
 	return nestbox.ProcessSpec{
 		Cmd: c.Cmd, Args: c.Args, Env: c.Envs, Cwd: c.Cwd, User: c.User, Tag: c.Tag,
-		Timeout: time.Duration(c.TimeoutSec) * time.Second, Stdin: c.Stdin,
+		Timeout: time.Duration(c.TimeoutSec) * time.Second, Stdin: c.Stdin, Terminal: c.Terminal.domain(),
 	}
 }
 

@@ -25,7 +25,7 @@ type (
 		Tag  string `json:"tag"`
 	}
 	outputFrame struct {
-		Type   string `json:"type" enum:"stdout,stderr"`
+		Type   string `json:"type" enum:"stdout,stderr,pty"`
 		ID     string `json:"id"`
 		Data   string `json:"data" doc:"Text, never cut inside a rune, or base64 if that was asked for"`
 		Offset int64  `json:"offset" doc:"Of the first byte of data"`
@@ -93,7 +93,7 @@ func encodeFrame(buf *bytes.Buffer, frame any) error {
 type framer struct {
 	id     string                          // of the process
 	base64 bool                            // data is base64, cut anywhere
-	only   nestbox.Stream                  // "" = both
+	only   nestbox.Stream                  // "" = all
 	send   func(frame any, at int64) error // at is where to resume after the frame
 	held   map[nestbox.Stream]heldRune
 }
@@ -196,7 +196,7 @@ func (f *framer) resume(at int64) int64 {
 
 // flush sends what is held back, since its rest will never come.
 func (f *framer) flush() error {
-	for _, stream := range []nestbox.Stream{nestbox.Stdout, nestbox.Stderr} {
+	for _, stream := range []nestbox.Stream{nestbox.Stdout, nestbox.Stderr, nestbox.Pty} {
 		held, ok := f.held[stream]
 		if !ok {
 			continue

@@ -232,6 +232,10 @@ func (s *scriptedProcesses) WriteStdin(ctx context.Context, sel nestbox.Selector
 	return err
 }
 
+func (s *scriptedProcesses) Resize(_ context.Context, sel nestbox.Selector, rows, cols int) error {
+	return s.change(sel, func(p *scripted) { p.Terminal = &nestbox.Terminal{Rows: rows, Cols: cols} })
+}
+
 func (s *scriptedProcesses) Signal(_ context.Context, sel nestbox.Selector, sig syscall.Signal) error {
 	return s.change(sel, func(p *scripted) { p.signals = append(p.signals, sig) })
 }

@@ -34,7 +34,7 @@ type logsInput struct {
 	Tail     int64  `query:"tail" minimum:"0" doc:"Begin so many bytes before the current end; not together with since"`
 	Follow   bool   `query:"follow" doc:"Go on with what comes, until output_closed; otherwise the answer ends where the log stands now"`
 	Lossless bool   `query:"lossless" doc:"While this client is connected the process waits for it, rather than that output is lost to it"`
-	Stream   string `query:"stream" enum:"stdout,stderr" doc:"Only this one; empty = both, in the order they were read"`
+	Stream   string `query:"stream" enum:"stdout,stderr,pty" doc:"Only this one; empty = all, in the order they were read"`
 	Encoding string `query:"encoding" enum:"utf-8,base64" doc:"Of data in Server-Sent Events"`
 	LastID   string `header:"Last-Event-ID" doc:"Where Server-Sent Events go on; wins over since"`
 }

@@ -36,6 +36,7 @@ type process struct {
 	EndedAt   *time.Time `json:"ended_at,omitempty"`
 	ExitCode  *int       `json:"exit_code,omitempty" doc:"The same as exit.code"`
 	Exit      *exit      `json:"exit,omitempty"`
+	Terminal  *terminal  `json:"terminal,omitempty" doc:"As it is now"`
 	Output    output     `json:"output"`
 }
 
@@ -50,14 +51,15 @@ type output struct {
 	End    int64 `json:"end" doc:"Offset after the newest byte"`
 	Stdout int64 `json:"stdout_bytes"`
 	Stderr int64 `json:"stderr_bytes"`
+	Pty    int64 `json:"pty_bytes"`
 	Closed bool  `json:"closed" doc:"No more can come"`
 }
 
 func toProcess(p nestbox.Process) process {
 	out := process{
 		ID: p.ID.String(), PID: p.PID, Tag: p.Tag, Cmd: p.Cmd, Args: p.Args, ArgsCut: p.ArgsCut, Cwd: p.Cwd, User: p.User,
-		State: "running", Stdin: p.Stdin, StartedAt: p.StartedAt.UTC(),
-		Output: output{Start: p.Output.Start, End: p.Output.End, Stdout: p.Output.Stdout, Stderr: p.Output.Stderr, Closed: p.Output.Closed},
+		State: "running", Stdin: p.Stdin, StartedAt: p.StartedAt.UTC(), Terminal: toTerminal(p.Terminal),
+		Output: output{Start: p.Output.Start, End: p.Output.End, Stdout: p.Output.Stdout, Stderr: p.Output.Stderr, Pty: p.Output.Pty, Closed: p.Output.Closed},
 	}
 	if p.Exit != nil {
 		code := p.Exit.Code
@@ -98,6 +100,16 @@ type signalBody struct {
 type signalProcessInput struct {
 	ProcessPath
 	Body signalBody
+}
+
+type resizeBody struct {
+	Rows int `json:"rows" minimum:"1" maximum:"4096"`
+	Cols int `json:"cols" minimum:"1" maximum:"4096"`
+}
+
+type resizeInput struct {
+	ProcessPath
+	Body resizeBody
 }
 
 type stdinInput struct {
@@ -151,6 +163,14 @@ func (s *server) registerProcesses() {
 		request: signalBody{Signal: "SIGHUP"},
 		errors:  capsuleErrors,
 	}, s.signalProcess)
+	register(s, operation{
+		id: "resizeProcess", method: http.MethodPost, path: one + "/resize", tag: tag,
+		summary: "Change the size of a process's terminal",
+		about:   "Its programs are told (SIGWINCH).",
+		status:  http.StatusNoContent,
+		request: resizeBody{Rows: 40, Cols: 120},
+		errors:  append([]int{http.StatusNotImplemented}, capsuleErrors...),
+	}, s.resizeProcess)
 	stdin := registerRaw(s, s.raw, operation{
 		id: "writeStdin", method: http.MethodPost, path: one + "/stdin", tag: tag,
 		summary: "Write to the standard input of a process",
@@ -228,6 +248,14 @@ func (s *server) signalProcess(ctx context.Context, caller control.Caller, in *s
 		return nil, err
 	}
 	return nil, s.control.Processes.Signal(ctx, caller, in.ID, sel, sig)
+}
+
+func (s *server) resizeProcess(ctx context.Context, caller control.Caller, in *resizeInput) (*nothing, error) {
+	sel, err := nestbox.ParseSelector(in.Selector)
+	if err != nil {
+		return nil, err
+	}
+	return nil, s.control.Processes.Resize(ctx, caller, in.ID, sel, in.Body.Rows, in.Body.Cols)
 }
 
 func (s *server) writeStdin(w http.ResponseWriter, r *http.Request, in *stdinInput) error {

@@ -44,6 +44,8 @@ type socket struct {
 	busy   atomic.Bool                     // a message waits to be taken, so that no pong can be seen
 	leave  func()                          // nil until the caller is known
 	memory atomic.Pointer[context.Context] // to take it from; nil until the caller is known
+
+	errorOf func(d errorDetail, fatal bool) any // the frame of an error; nil = errorFrame
 }
 
 // checkUpgrade refuses, with a JSON error, what is no WebSocket handshake.
@@ -228,7 +230,14 @@ func (k *socket) send(frame any) error {
 // sendError tells the client of err; the stream goes on.
 func (k *socket) sendError(err error) {
 	body := k.s.toBody(k.ctx, err)
-	_ = k.send(errorFrame{"error", body.Detail.Message, body.Detail.Code}) // the client may be gone
+	_ = k.send(k.errorFrame(body.Detail, false)) // the client may be gone
+}
+
+func (k *socket) errorFrame(d errorDetail, fatal bool) any {
+	if k.errorOf != nil {
+		return k.errorOf(d, fatal)
+	}
+	return errorFrame{"error", d.Message, d.Code}
 }
 
 // fail sends err as an error frame and closes.
@@ -238,7 +247,7 @@ func (k *socket) fail(err error) {
 		return
 	}
 	body := k.s.toBody(k.ctx, err)
-	_ = k.send(errorFrame{"error", body.Detail.Message, body.Detail.Code}) // the client may be gone
+	_ = k.send(k.errorFrame(body.Detail, true)) // the client may be gone
 	switch {
 	case body.status == http.StatusUnauthorized:
 		k.close(closeUnauthorized)

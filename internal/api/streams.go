@@ -52,7 +52,7 @@ type execStreamMessage struct {
 	EOF  bool   `json:"eof,omitempty" doc:"Close standard input after data"`
 }
 
-const frameDoc = "The server sends JSON messages: `start` {id, pid, tag}, `stdout` and `stderr` {data, offset, end}, `gap` {from, to} for " +
+const frameDoc = "The server sends JSON messages: `start` {id, pid, tag}, `stdout`, `stderr` and `pty` (of a terminal) {data, offset, end}, `gap` {from, to} for " +
 	"output that is no longer kept, `exit` {exit_code, signal, reason, offset}, `output_closed` {offset}, `error` {data, code}; all but the last have the `id` of the process. " +
 	"To resume, attach to the process with `since` = the last `end`; text that was cut in the middle of a rune while the other stream wrote may be repeated, base64 never is. " +
 	"The server pings every 20 s; the stream has no time limit.\n\n" +
@@ -83,6 +83,7 @@ func (s *server) registerStreams() {
 	}, s.processStream)
 	s.describeSocket(attachOp)
 	s.registerLogs()
+	s.registerPty()
 }
 
 // describeSocket puts the messages of a WebSocket into the document, and the

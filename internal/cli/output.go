@@ -130,6 +130,14 @@ type processJSON struct {
 	EndedAt   *time.Time `json:"ended_at,omitempty"`
 	Exit      *exitJSON  `json:"exit,omitempty"`
 	Output    outputJSON `json:"output"`
+
+	Terminal *terminalJSON `json:"terminal,omitempty"`
+}
+
+type terminalJSON struct {
+	Rows int    `json:"rows"`
+	Cols int    `json:"cols"`
+	Term string `json:"term"`
 }
 
 type exitJSON struct {
@@ -143,6 +151,7 @@ type outputJSON struct {
 	End    int64 `json:"end"`
 	Stdout int64 `json:"stdout_bytes"`
 	Stderr int64 `json:"stderr_bytes"`
+	Pty    int64 `json:"pty_bytes"`
 	Closed bool  `json:"closed"`
 }
 
@@ -150,7 +159,10 @@ func processView(p nestbox.Process) processJSON {
 	v := processJSON{
 		ID: p.ID.String(), PID: p.PID, Tag: p.Tag, Cmd: p.Cmd, Args: p.Args, ArgsCut: p.ArgsCut, Cwd: p.Cwd, User: p.User,
 		State: "running", Stdin: p.Stdin, StartedAt: p.StartedAt,
-		Output: outputJSON{p.Output.Start, p.Output.End, p.Output.Stdout, p.Output.Stderr, p.Output.Closed},
+		Output: outputJSON{p.Output.Start, p.Output.End, p.Output.Stdout, p.Output.Stderr, p.Output.Pty, p.Output.Closed},
+	}
+	if t := p.Terminal; t != nil {
+		v.Terminal = &terminalJSON{t.Rows, t.Cols, t.Term}
 	}
 	if p.Exit != nil {
 		v.State, v.EndedAt = "exited", optional(p.Exit.At)

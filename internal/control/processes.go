@@ -98,6 +98,15 @@ func (p *Processes) Signal(ctx context.Context, by Caller, id string, sel nestbo
 	return procs.Signal(ctx, sel, sig)
 }
 
+// Resize changes the size of a process's terminal.
+func (p *Processes) Resize(ctx context.Context, by Caller, id string, sel nestbox.Selector, rows, cols int) error {
+	procs, err := p.of(ctx, by, id)
+	if err != nil {
+		return err
+	}
+	return procs.Resize(ctx, sel, rows, cols)
+}
+
 // WriteStdin writes to the standard input of a process.
 func (p *Processes) WriteStdin(ctx context.Context, by Caller, id string, sel nestbox.Selector, data []byte, eof bool) error {
 	procs, err := p.of(ctx, by, id)

@@ -50,10 +50,12 @@ const (
 	FeatureProcessID Feature = "process-id"
 	// FeatureKillBiggest: there is KillBiggest.
 	FeatureKillBiggest Feature = "kill-biggest"
+	// FeatureTerminal: processes can have terminals.
+	FeatureTerminal Feature = "terminal"
 )
 
 // Features are those of this version.
-func Features() []Feature { return []Feature{FeatureProcessID, FeatureKillBiggest} }
+func Features() []Feature { return []Feature{FeatureProcessID, FeatureKillBiggest, FeatureTerminal} }
 
 // Processes are the processes of a capsule that were started by the API, dead
 // ones included as long as they are remembered.
@@ -86,9 +88,14 @@ type Processes interface {
 	Attach(ctx context.Context, sel nestbox.Selector, attach Attach) (OutputReader, error)
 
 	// WriteStdin writes all of data (which may be empty), then closes standard
-	// input if eof. It waits while the pipe is full, until ctx ends.
+	// input if eof, which a terminal cannot (CodeInvalidState; a program there takes a
+	// Ctrl-D for the end). It waits while the pipe is full, until ctx ends.
 	// CodeInvalidState: the process has no open standard input.
 	WriteStdin(ctx context.Context, sel nestbox.Selector, data []byte, eof bool) error
+
+	// Resize changes the size of the process's terminal, of which its programs are told.
+	// CodeInvalidState: it has ended, or has no terminal.
+	Resize(ctx context.Context, sel nestbox.Selector, rows, cols int) error
 
 	// Signal sends sig to the process's leader and to its process group.
 	// CodeInvalidState: it has ended.

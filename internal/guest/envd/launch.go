@@ -45,6 +45,13 @@ func (a *accounts) plan(spec nestbox.ProcessSpec, common map[string]string, mark
 	if err != nil {
 		return launch{}, err
 	}
+	if spec.Terminal != nil {
+		common = maps.Clone(common)
+		if common == nil {
+			common = map[string]string{}
+		}
+		common["TERM"] = spec.Terminal.Term
+	}
 	env := environment(common, spec.Env, user, mark)
 	l := launch{path: spec.Cmd, cwd: spec.Cwd, user: user, argv: append([]string{spec.Cmd}, spec.Args...)}
 	if l.cwd == "" {
@@ -161,7 +168,7 @@ func executable(path string) error {
 // start starts a process of spec in a session of its own, and in group if
 // there is one. It corrects l where the machine is not as it was assumed.
 func (l *launch) start(spec nestbox.ProcessSpec, stdio []uintptr, groups *treeGroups, group *treeGroup) (int, error) {
-	sys := &syscall.SysProcAttr{Setsid: true, Credential: l.user.credential()}
+	sys := &syscall.SysProcAttr{Setsid: true, Setctty: spec.Terminal != nil, Credential: l.user.credential()}
 	if sys.Credential != nil && os.Geteuid() != 0 {
 		return 0, nestbox.Errorf(nestbox.CodeDenied, "the capsule's daemon does not run as root and cannot start processes of user %s", l.user.name)
 	}
@@ -223,7 +230,15 @@ type stdio struct {
 	files  []uintptr // what the process gets as in, out and err
 	theirs [3]int    // those of them that are to be closed; -1 if there is none
 	stdin  *os.File  // ours; nil if it is /dev/null for them
-	out    [2]*os.File
+	out    []output
+
+	terminal *terminal // nil = there is none
+}
+
+// output is our end of one of a process's streams.
+type output struct {
+	stream int // of the log
+	file   *os.File
 }
 
 // openStdio makes the pipes of a process whose input is devNull if withStdin is
@@ -246,13 +261,14 @@ func openStdio(withStdin bool, devNull int, owner *syscall.Credential) (s *stdio
 		s.files[0] = uintptr(p[0])
 		s.theirs[0], s.stdin = p[0], pollable(p[1], "stdin")
 	}
-	for stream, name := range outputlog.StreamNames {
+	for _, stream := range []int{outputlog.Stdout, outputlog.Stderr} {
 		if err = unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
 			return nil, resourceError("make a pipe", err)
 		}
 		own(p[1], owner)
 		s.files[1+stream] = uintptr(p[1])
-		s.out[stream], s.theirs[1+stream] = pollable(p[0], string(name)), p[1]
+		s.out = append(s.out, output{stream, pollable(p[0], string(outputlog.StreamNames[stream]))})
+		s.theirs[1+stream] = p[1]
 	}
 	return s, nil
 }
@@ -285,9 +301,10 @@ func (s *stdio) closeTheirs() {
 }
 
 func (s *stdio) closeOurs() {
-	for _, f := range [...]*os.File{s.stdin, s.out[outputlog.Stdout], s.out[outputlog.Stderr]} {
-		if f != nil {
-			_ = f.Close()
-		}
+	if s.stdin != nil {
+		_ = s.stdin.Close()
+	}
+	for _, o := range s.out {
+		_ = o.file.Close()
 	}
 }

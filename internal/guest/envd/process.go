@@ -27,7 +27,8 @@ type process struct {
 	user      string
 	startedAt time.Time
 	log       *outputlog.Log
-	out       [2]*os.File
+	out       []output
+	terminal  *terminal  // nil = it has none
 	stdin     *stdinPipe // nil if it is /dev/null
 
 	started chan struct{} // closed when what follows is set
@@ -53,7 +54,7 @@ func (p *process) record() nestbox.Process {
 	r := nestbox.Process{
 		ID: p.id, PID: p.pid, Tag: p.tag, Cmd: p.spec.Cmd, Args: args, ArgsCut: cut,
 		Cwd: p.cwd, User: p.user, Stdin: p.stdin.isOpen(),
-		StartedAt: p.startedAt, Output: output,
+		StartedAt: p.startedAt, Output: output, Terminal: p.terminal.state(),
 	}
 	if exit != nil {
 		e := *exit
@@ -107,8 +108,8 @@ func (p *process) intend(reason nestbox.ExitReason) {
 // still write, and then records its end.
 func (p *process) recordExit(status unix.WaitStatus, at time.Time) {
 	p.log.End(p.exitOf(status, at), func(fill fillFunc) {
-		for stream, file := range p.out {
-			drain(fill, stream, file)
+		for _, o := range p.out {
+			drain(fill, o)
 		}
 	})
 }
@@ -136,8 +137,8 @@ func (p *process) exitOf(status unix.WaitStatus, at time.Time) nestbox.Exit {
 
 // pump moves one stream into the log until its end. No buffer is held while
 // there is nothing to read. It calls after without a lock after every read.
-func (p *process) pump(stream int, after func()) {
-	file := p.out[stream]
+func (p *process) pump(o output, after func()) {
+	stream, file := o.stream, o.file
 	defer func() { _ = file.Close() }()
 	conn, err := file.SyscallConn()
 	if err != nil {
@@ -165,8 +166,8 @@ func (p *process) pump(stream int, after func()) {
 // shutDown ends everything that waits for the process. It lives on.
 func (p *process) shutDown() {
 	p.log.Abort()
-	for _, f := range p.out {
-		_ = f.Close()
+	for _, o := range p.out {
+		_ = o.file.Close()
 	}
 	p.stdin.close()
 	if p.timer != nil {
@@ -174,14 +175,21 @@ func (p *process) shutDown() {
 	}
 }
 
+// terminalHolds is more than a terminal keeps for its reader.
+const terminalHolds = 64 << 10
+
 // drain reads what is in a pipe now, and not what is written to it meanwhile.
-func drain(fill fillFunc, stream int, file *os.File) {
-	conn, err := file.SyscallConn()
+func drain(fill fillFunc, o output) {
+	stream := o.stream
+	conn, err := o.file.SyscallConn()
 	if err != nil {
 		return // closed: it was read to its end
 	}
 	_ = conn.Control(func(fd uintptr) {
 		pending, err := unix.IoctlGetInt(int(fd), unix.TIOCINQ) // FIONREAD
+		if stream == outputlog.Pty {                            // Linux does not count what it is still about to hand over
+			pending, err = terminalHolds, nil
+		}
 		if err != nil {
 			return
 		}

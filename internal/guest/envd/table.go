@@ -110,6 +110,9 @@ func (t *table) Start(ctx context.Context, spec nestbox.ProcessSpec, attach *gue
 	if err := spec.Validate(); err != nil {
 		return nestbox.Process{}, nil, err
 	}
+	if spec.Terminal != nil {
+		spec.Terminal = new(spec.Terminal.WithDefaults())
+	}
 	if !t.group.enter() {
 		return nestbox.Process{}, nil, errClosed()
 	}
@@ -122,7 +125,7 @@ func (t *table) Start(ctx context.Context, spec nestbox.ProcessSpec, attach *gue
 
 	p := &process{
 		tag: tag, mark: t.newMark(), spec: spec, args: spec.Args,
-		log:     outputlog.New(t.budget),
+		log:     outputlog.New(t.budget, streamsOf(spec)),
 		started: make(chan struct{}),
 		done:    make(chan struct{}),
 	}
@@ -152,12 +155,12 @@ func (t *table) exec(p *process, spec nestbox.ProcessSpec) error {
 	if err != nil {
 		return err
 	}
-	streams, err := openStdio(spec.Stdin, t.devNull, plan.user.credential())
+	streams, err := t.openStreams(spec, plan.user.credential())
 	if err != nil {
 		return err
 	}
 	defer streams.closeTheirs()
-	p.user, p.out, p.stdin = plan.user.name, streams.out, newStdinPipe(streams.stdin)
+	p.user, p.out, p.stdin, p.terminal = plan.user.name, streams.out, newStdinPipe(streams.stdin), streams.terminal
 	p.group = t.groups.create(p.mark)
 	p.startedAt = time.Now()
 	p.child, err = t.reaper.start(
@@ -177,14 +180,29 @@ func (t *table) exec(p *process, spec nestbox.ProcessSpec) error {
 	}
 	t.add(p)
 	close(p.started)
-	for stream := range p.out {
-		t.group.run(func() { t.follow(p, stream) })
+	for _, o := range p.out {
+		t.group.run(func() { t.follow(p, o) })
 	}
 	if t.ctx.Err() != nil {
 		p.shutDown() // close did not see it
 	}
 	t.slog.Debug("process started", "pid", p.pid, "tag", p.tag, "cmd", spec.Cmd)
 	return nil
+}
+
+// streamsOf returns how many streams a process has.
+func streamsOf(spec nestbox.ProcessSpec) int {
+	if spec.Terminal != nil {
+		return 1
+	}
+	return 2
+}
+
+func (t *table) openStreams(spec nestbox.ProcessSpec, owner *syscall.Credential) (*stdio, error) {
+	if spec.Terminal != nil {
+		return openTerminal(*spec.Terminal, owner)
+	}
+	return openStdio(spec.Stdin, t.devNull, owner)
 }
 
 // reserveTag makes sure that no live or starting process has the tag, or
@@ -226,8 +244,8 @@ func (t *table) add(p *process) {
 }
 
 // follow reads one stream to its end.
-func (t *table) follow(p *process, stream int) {
-	p.pump(stream, t.relieveMemory)
+func (t *table) follow(p *process, o output) {
+	p.pump(o, t.relieveMemory)
 	if p.log.CloseStream() && p.ended() {
 		p.stdin.close() // nobody is left to read it, or at least to answer
 	}
@@ -364,8 +382,11 @@ func (t *table) WriteStdin(ctx context.Context, sel nestbox.Selector, data []byt
 	if err != nil {
 		return err
 	}
-	if p.stdin == nil {
+	switch {
+	case p.stdin == nil:
 		return errNoStdin()
+	case p.terminal != nil && eof:
+		return nestbox.Errorf(nestbox.CodeInvalidState, "the input of a terminal has no end: send Ctrl-D (byte 4), or a hang-up (SIGHUP)")
 	}
 	return p.stdin.write(ctx, data, eof)
 }

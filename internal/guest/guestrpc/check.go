@@ -138,6 +138,9 @@ func checkProcess(p *guestv1.Process) error {
 	case p.GetStartedAt() == nil:
 		return protocolError("a process without a start")
 	}
+	if t := p.GetTerminal(); t != nil && terminalFromWire(t).Validate() != nil {
+		return protocolError("a terminal that cannot be")
+	}
 	if err := checkTime("the start of a process", p.GetStartedAt()); err != nil {
 		return err
 	}
@@ -153,12 +156,12 @@ func checkOutput(o *guestv1.OutputState) error {
 	if o == nil {
 		return protocolError("a process without a log")
 	}
-	for _, n := range []int64{o.GetStart(), o.GetEnd(), o.GetStdout(), o.GetStderr()} {
+	for _, n := range []int64{o.GetStart(), o.GetEnd(), o.GetStdout(), o.GetStderr(), o.GetPty()} {
 		if n < 0 || n > maxOffset {
 			return protocolError("%d is no offset", n)
 		}
 	}
-	if o.GetStart() > o.GetEnd() || o.GetStdout()+o.GetStderr() != o.GetEnd() {
+	if o.GetStart() > o.GetEnd() || o.GetStdout()+o.GetStderr()+o.GetPty() != o.GetEnd() {
 		return protocolError("the offsets of a log contradict each other")
 	}
 	return nil

@@ -22,6 +22,11 @@ func (p processes) Start(ctx context.Context, spec nestbox.ProcessSpec, attach *
 	if err := checkText(spec); err != nil {
 		return nestbox.Process{}, nil, err
 	}
+	if spec.Terminal != nil {
+		if err := p.client.need(ctx, guest.FeatureTerminal); err != nil {
+			return nestbox.Process{}, nil, err
+		}
+	}
 	req := &guestv1.StartRequest{Spec: specToWire(spec)}
 	if attach != nil {
 		req.Attach = attachToWire(*attach)
@@ -146,6 +151,19 @@ func (p processes) Signal(ctx context.Context, sel nestbox.Selector, sig syscall
 		return err
 	}
 	_, err = call(ctx, p.client, callIn, p.client.rpc.Signal, &guestv1.SignalRequest{Selector: who, Signal: int32(sig)})
+	return err
+}
+
+// Resize implements guest.Processes.
+func (p processes) Resize(ctx context.Context, sel nestbox.Selector, rows, cols int) error {
+	if err := p.client.need(ctx, guest.FeatureTerminal); err != nil {
+		return err
+	}
+	who, err := p.client.selector(ctx, sel)
+	if err != nil {
+		return err
+	}
+	_, err = call(ctx, p.client, callIn, p.client.rpc.Resize, &guestv1.ResizeRequest{Selector: who, Rows: int32(rows), Cols: int32(cols)})
 	return err
 }
 

@@ -143,7 +143,7 @@ const (
 	startResponseEvent   = 2
 	attachResponseEvent  = 1
 	outputEventData      = 1
-	outputDataStderr     = 1
+	outputDataStream     = 1
 	outputDataOffset     = 2
 	outputDataData       = 3
 	readFileResponseData = 2
@@ -173,10 +173,8 @@ func decodeEvent(message []byte) (nestbox.OutputEvent, bool, error) {
 	}
 	err = eachField(data, func(number protowire.Number, value []byte, varint uint64) {
 		switch number {
-		case outputDataStderr:
-			if varint != 0 {
-				event.Stream = nestbox.Stderr
-			}
+		case outputDataStream:
+			event.Stream = streamFromWire(guestv1.Stream(varint))
 		case outputDataOffset:
 			event.Offset = int64(varint)
 		case outputDataData:

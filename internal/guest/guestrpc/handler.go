@@ -172,6 +172,15 @@ func (handler) WriteStdin(ctx context.Context, req *guestv1.WriteStdinRequest) (
 	return &guestv1.WriteStdinResponse{}, nil
 }
 
+// Resize implements guestv1connect.GuestServiceHandler.
+func (handler) Resize(ctx context.Context, req *guestv1.ResizeRequest) (*guestv1.ResizeResponse, error) {
+	err := guestOf(ctx).Processes().Resize(ctx, selectorFromWire(req.GetSelector()), int(req.GetRows()), int(req.GetCols()))
+	if err != nil {
+		return nil, rpcerr.ToConnect(err)
+	}
+	return &guestv1.ResizeResponse{}, nil
+}
+
 // Signal implements guestv1connect.GuestServiceHandler.
 func (handler) Signal(ctx context.Context, req *guestv1.SignalRequest) (*guestv1.SignalResponse, error) {
 	err := guestOf(ctx).Processes().Signal(ctx, selectorFromWire(req.GetSelector()), syscall.Signal(req.GetSignal()))

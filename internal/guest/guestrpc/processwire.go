@@ -26,7 +26,43 @@ func specToWire(s nestbox.ProcessSpec) *guestv1.ProcessSpec {
 	if s.Timeout != 0 {
 		out.Timeout = durationpb.New(s.Timeout)
 	}
+	out.Terminal = terminalToWire(s.Terminal)
 	return out
+}
+
+func terminalToWire(t *nestbox.Terminal) *guestv1.Terminal {
+	if t == nil {
+		return nil
+	}
+	return &guestv1.Terminal{Rows: int32(t.Rows), Cols: int32(t.Cols), Term: t.Term}
+}
+
+func terminalFromWire(t *guestv1.Terminal) *nestbox.Terminal {
+	if t == nil {
+		return nil
+	}
+	return &nestbox.Terminal{Rows: int(t.GetRows()), Cols: int(t.GetCols()), Term: t.GetTerm()}
+}
+
+// streamToWire and streamFromWire give what they do not know as standard output.
+func streamToWire(s nestbox.Stream) guestv1.Stream {
+	switch s {
+	case nestbox.Stderr:
+		return guestv1.Stream_STREAM_STDERR
+	case nestbox.Pty:
+		return guestv1.Stream_STREAM_PTY
+	}
+	return guestv1.Stream_STREAM_STDOUT
+}
+
+func streamFromWire(s guestv1.Stream) nestbox.Stream {
+	switch s {
+	case guestv1.Stream_STREAM_STDERR:
+		return nestbox.Stderr
+	case guestv1.Stream_STREAM_PTY:
+		return nestbox.Pty
+	}
+	return nestbox.Stdout
 }
 
 func specFromWire(s *guestv1.ProcessSpec) nestbox.ProcessSpec {
@@ -39,6 +75,8 @@ func specFromWire(s *guestv1.ProcessSpec) nestbox.ProcessSpec {
 		Tag:     s.GetTag(),
 		Stdin:   s.GetStdin(),
 		Timeout: s.GetTimeout().AsDuration(),
+
+		Terminal: terminalFromWire(s.GetTerminal()),
 	}
 }
 
@@ -46,6 +84,9 @@ func specFromWire(s *guestv1.ProcessSpec) nestbox.ProcessSpec {
 // UTF-8, although Linux's need not be.
 func checkText(s nestbox.ProcessSpec) error {
 	texts := append([]string{s.Cmd, s.Cwd, s.User, s.Tag}, s.Args...)
+	if s.Terminal != nil {
+		texts = append(texts, s.Terminal.Term)
+	}
 	for k, v := range s.Env {
 		texts = append(texts, k, v)
 	}
@@ -70,11 +111,13 @@ func processToWire(p nestbox.Process) *guestv1.Process {
 		Stdin:     p.Stdin,
 		StartedAt: timeToWire(p.StartedAt),
 		Exit:      exitToWire(p.Exit),
+		Terminal:  terminalToWire(p.Terminal),
 		Output: &guestv1.OutputState{
 			Start:  p.Output.Start,
 			End:    p.Output.End,
 			Stdout: p.Output.Stdout,
 			Stderr: p.Output.Stderr,
+			Pty:    p.Output.Pty,
 			Closed: p.Output.Closed,
 		},
 	}
@@ -93,11 +136,13 @@ func processFromWire(p *guestv1.Process) nestbox.Process {
 		Stdin:     p.GetStdin(),
 		StartedAt: timeFromWire(p.GetStartedAt()),
 		Exit:      exitFromWire(p.GetExit()),
+		Terminal:  terminalFromWire(p.GetTerminal()),
 		Output: nestbox.OutputState{
 			Start:  p.GetOutput().GetStart(),
 			End:    p.GetOutput().GetEnd(),
 			Stdout: p.GetOutput().GetStdout(),
 			Stderr: p.GetOutput().GetStderr(),
+			Pty:    p.GetOutput().GetPty(),
 			Closed: p.GetOutput().GetClosed(),
 		},
 	}
@@ -216,7 +261,7 @@ type eventEncoder struct {
 func (c *eventEncoder) encode(e nestbox.OutputEvent) *guestv1.OutputEvent {
 	switch e.Kind {
 	case nestbox.EventData:
-		c.data.Stderr, c.data.Offset, c.data.Data = e.Stream == nestbox.Stderr, e.Offset, e.Data
+		c.data.Stream, c.data.Offset, c.data.Data = streamToWire(e.Stream), e.Offset, e.Data
 		c.wrapper.Data = &c.data
 		c.event.Event = &c.wrapper
 	case nestbox.EventGap:

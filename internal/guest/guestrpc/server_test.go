@@ -129,6 +129,10 @@ func (p scriptedProcesses) WriteStdin(ctx context.Context, sel nestbox.Selector,
 	return p.s.stdin(ctx, sel, data, eof)
 }
 
+func (p scriptedProcesses) Resize(context.Context, nestbox.Selector, int, int) error {
+	return nestbox.Errorf(nestbox.CodeUnsupported, "not scripted")
+}
+
 func (p scriptedProcesses) Signal(ctx context.Context, sel nestbox.Selector, sig syscall.Signal) error {
 	return p.s.signal(ctx, sel, sig)
 }

@@ -32,6 +32,12 @@ func RunProcesses(t *testing.T, newGuest func(t *testing.T) guest.Guest) {
 		"PathLookup":            testPathLookup,
 		"User":                  testUser,
 		"Tags":                  testTags,
+		"Terminal":              testTerminal,
+		"TerminalInput":         testTerminalInput,
+		"TerminalResize":        testTerminalResize,
+		"TerminalJobs":          testTerminalJobs,
+		"TerminalHangUp":        testTerminalHangUp,
+		"TerminalUser":          testTerminalUser,
 		"TagReuse":              testTagReuse,
 		"IDs":                   testIDs,
 		"ListArgs":              testListArgs,
@@ -149,6 +155,7 @@ type transcript struct {
 	offset int64 // where it is
 	stdout []byte
 	stderr []byte
+	pty    []byte
 	gaps   [][2]int64
 	exit   *nestbox.Exit
 	closed bool
@@ -167,11 +174,15 @@ func (tr *transcript) read(t *testing.T, ctx context.Context, r guest.OutputRead
 	switch e.Kind {
 	case nestbox.EventData:
 		require.NotEmpty(t, e.Data)
-		if e.Stream == nestbox.Stdout {
+		switch e.Stream {
+		case nestbox.Stdout:
 			tr.stdout = append(tr.stdout, e.Data...)
-		} else {
-			require.Equal(t, nestbox.Stderr, e.Stream)
+		case nestbox.Stderr:
 			tr.stderr = append(tr.stderr, e.Data...)
+		case nestbox.Pty:
+			tr.pty = append(tr.pty, e.Data...)
+		default:
+			require.Fail(t, "unknown stream", "%q", e.Stream)
 		}
 	case nestbox.EventGap:
 		require.Greater(t, e.To, e.Offset)

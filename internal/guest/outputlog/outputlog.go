@@ -19,10 +19,11 @@ import (
 const (
 	Stdout = 0
 	Stderr = 1
+	Pty    = 2
 )
 
 // StreamNames are the names of the streams, by their numbers.
-var StreamNames = [...]nestbox.Stream{Stdout: nestbox.Stdout, Stderr: nestbox.Stderr}
+var StreamNames = [...]nestbox.Stream{Stdout: nestbox.Stdout, Stderr: nestbox.Stderr, Pty: nestbox.Pty}
 
 // Log is the ordered, byte-numbered record of what one process wrote.
 //
@@ -52,7 +53,7 @@ type Log struct {
 	slabs     []*slab
 	start     int64 // offset of the oldest byte kept
 	end       int64 // offset after the newest byte
-	written   [2]int64
+	written   [len(StreamNames)]int64
 	open      int // streams that are not at their end
 	exit      *nestbox.Exit
 	exitAt    int64
@@ -75,24 +76,29 @@ type slab struct {
 }
 
 // run says that bytes of a slab, from the end of the run before up to end,
-// come from one stream. It is end<<1 | stream.
+// come from one stream. It is end<<streamBits | stream.
 type run uint32
 
-func newRun(end, stream int) run { return run(end<<1 | stream) }
-func (r run) end() int           { return int(r >> 1) }
-func (r run) stream() int        { return int(r & 1) }
+const (
+	streamBits = 2
+	streamMask = 1<<streamBits - 1
+)
+
+func newRun(end, stream int) run { return run(end<<streamBits | stream) }
+func (r run) end() int           { return int(r >> streamBits) }
+func (r run) stream() int        { return int(r & streamMask) }
 
 func (s *slab) end() int64 { return s.base + int64(s.size) }
 
-// New makes the log of a process with two open streams.
-func New(b *Budget) *Log {
+// New makes the log of a process with so many open streams.
+func New(b *Budget, streams int) *Log {
 	return &Log{
 		budget:    b,
 		maxMemory: b.limits.Memory,
 		maxDisk:   max(0, b.limits.Disk),
 		maxSlab:   int(min(maxSlab, b.limits.Memory/4)),
 		nextSize:  minSlab,
-		open:      2,
+		open:      streams,
 		lossless:  map[*Reader]struct{}{},
 	}
 }
@@ -452,7 +458,7 @@ func (l *Log) State() (nestbox.OutputState, *nestbox.Exit) {
 	defer l.mu.Unlock()
 	return nestbox.OutputState{
 		Start: l.start, End: l.end,
-		Stdout: l.written[Stdout], Stderr: l.written[Stderr],
+		Stdout: l.written[Stdout], Stderr: l.written[Stderr], Pty: l.written[Pty],
 		Closed: l.open == 0,
 	}, l.exit
 }

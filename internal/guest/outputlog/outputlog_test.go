@@ -248,7 +248,7 @@ func TestOutputLogModel(t *testing.T) {
 			rapid.Check(t, func(rt *rapid.T) {
 				limits := smallLimits(dir)
 				m := &logModel{budget: NewBudget(limits, nil), exitAt: -1}
-				m.log = New(m.budget)
+				m.log = New(m.budget, 2)
 				rt.Repeat(rapid.StateMachineActions(modelActions{m}))
 				m.finish(rt)
 			})
@@ -275,7 +275,7 @@ func TestOutputLogConcurrently(t *testing.T) {
 	t.Parallel()
 	limits := Limits{Memory: 64 << 10, Disk: 256 << 10, Dir: t.TempDir()}
 	b := NewBudget(limits, nil)
-	l := New(b)
+	l := New(b, 2)
 	const total = 4 << 20 // of each stream
 	var writers, readers sync.WaitGroup
 	for stream := range 2 {
@@ -362,7 +362,7 @@ func TestOutputDiskFull(t *testing.T) {
 	t.Parallel()
 	limits := Limits{Memory: 64 << 10, Disk: 1 << 20, Dir: t.TempDir()}
 	b := NewBudget(limits, nil)
-	l := New(b)
+	l := New(b, 2)
 	data := countFrom(0, 100_000)
 	require.NoError(t, write(l, Stdout, data))
 	require.NotNil(t, l.spill)
@@ -395,7 +395,7 @@ func TestOutputLogSmall(t *testing.T) {
 	t.Parallel()
 	limits := Limits{Dir: t.TempDir()}.withDefaults()
 	b := NewBudget(limits, nil)
-	l := New(b)
+	l := New(b, 2)
 	require.NoError(t, write(l, Stdout, []byte("hello\n")))
 	require.EqualValues(t, minSlab, l.memory.Load())
 	l.CloseStream()
@@ -403,7 +403,7 @@ func TestOutputLogSmall(t *testing.T) {
 	require.EqualValues(t, len("hello\n"), l.memory.Load())
 	require.Nil(t, l.spill)
 
-	l = New(b)
+	l = New(b, 2)
 	require.NoError(t, write(l, Stdout, make([]byte, 8<<20)))
 	require.LessOrEqual(t, l.memory.Load(), limits.Memory)
 	state, _ := l.State()
@@ -419,7 +419,7 @@ func TestSpilledInSmallPieces(t *testing.T) {
 			t.Parallel()
 			limits := Limits{Memory: 64 << 10, Disk: 200 << 10, TotalDisk: 1 << 20, Dir: t.TempDir()}
 			b := NewBudget(limits, nil)
-			l := New(b)
+			l := New(b, 2)
 			r, err := l.Attach(guest.Attach{})
 			require.NoError(t, err)
 			total := int(limits.Disk) + 100<<10
@@ -492,7 +492,7 @@ func TestSpillFileRoom(t *testing.T) {
 func TestStalledReaders(t *testing.T) {
 	t.Parallel()
 	b := NewBudget(Limits{Dir: t.TempDir()}, nil)
-	l := New(b)
+	l := New(b, 2)
 	const n, each = 1000, 40_000
 	readers := make([]*Reader, n)
 	events := make([]nestbox.OutputEvent, n)

@@ -53,7 +53,7 @@ func (f *spillFile) store(s *slab) (extent, error) {
 	f.index = f.index[:0]
 	from := 0
 	for _, r := range s.runs {
-		f.index = binary.AppendUvarint(f.index, uint64(r.end()-from)<<1|uint64(r.stream()))
+		f.index = binary.AppendUvarint(f.index, uint64(r.end()-from)<<streamBits|uint64(r.stream()))
 		from = r.end()
 	}
 	where, err := f.take(int64(len(s.buf) + len(f.index)))
@@ -140,9 +140,9 @@ func (f *spillFile) load(where extent, size, from, to int, buf []byte) ([]byte, 
 		if used <= 0 {
 			break
 		}
-		end += int(n >> 1)
+		end += int(n >> streamBits)
 		if end > from && (len(runs) == 0 || runs[len(runs)-1].end() < to-from) {
-			runs = append(runs, newRun(min(end, to)-from, int(n&1)))
+			runs = append(runs, newRun(min(end, to)-from, int(n&streamMask)))
 		}
 		index = index[used:]
 	}

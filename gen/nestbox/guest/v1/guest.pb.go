@@ -27,6 +27,55 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type Stream int32
+
+const (
+	Stream_STREAM_STDOUT Stream = 0
+	Stream_STREAM_STDERR Stream = 1
+	Stream_STREAM_PTY    Stream = 2 // needs the feature terminal
+)
+
+// Enum value maps for Stream.
+var (
+	Stream_name = map[int32]string{
+		0: "STREAM_STDOUT",
+		1: "STREAM_STDERR",
+		2: "STREAM_PTY",
+	}
+	Stream_value = map[string]int32{
+		"STREAM_STDOUT": 0,
+		"STREAM_STDERR": 1,
+		"STREAM_PTY":    2,
+	}
+)
+
+func (x Stream) Enum() *Stream {
+	p := new(Stream)
+	*p = x
+	return p
+}
+
+func (x Stream) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Stream) Descriptor() protoreflect.EnumDescriptor {
+	return file_nestbox_guest_v1_guest_proto_enumTypes[0].Descriptor()
+}
+
+func (Stream) Type() protoreflect.EnumType {
+	return &file_nestbox_guest_v1_guest_proto_enumTypes[0]
+}
+
+func (x Stream) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Stream.Descriptor instead.
+func (Stream) EnumDescriptor() ([]byte, []int) {
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{0}
+}
+
 type PingRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -135,6 +184,7 @@ type ProcessSpec struct {
 	Tag           string                 `protobuf:"bytes,6,opt,name=tag,proto3" json:"tag,omitempty"`
 	Stdin         bool                   `protobuf:"varint,7,opt,name=stdin,proto3" json:"stdin,omitempty"`
 	Timeout       *durationpb.Duration   `protobuf:"bytes,8,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	Terminal      *Terminal              `protobuf:"bytes,9,opt,name=terminal,proto3" json:"terminal,omitempty"` // needs the feature terminal; absent = pipes
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -225,6 +275,73 @@ func (x *ProcessSpec) GetTimeout() *durationpb.Duration {
 	return nil
 }
 
+func (x *ProcessSpec) GetTerminal() *Terminal {
+	if x != nil {
+		return x.Terminal
+	}
+	return nil
+}
+
+type Terminal struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rows          int32                  `protobuf:"varint,1,opt,name=rows,proto3" json:"rows,omitempty"`
+	Cols          int32                  `protobuf:"varint,2,opt,name=cols,proto3" json:"cols,omitempty"`
+	Term          string                 `protobuf:"bytes,3,opt,name=term,proto3" json:"term,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Terminal) Reset() {
+	*x = Terminal{}
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Terminal) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Terminal) ProtoMessage() {}
+
+func (x *Terminal) ProtoReflect() protoreflect.Message {
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Terminal.ProtoReflect.Descriptor instead.
+func (*Terminal) Descriptor() ([]byte, []int) {
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Terminal) GetRows() int32 {
+	if x != nil {
+		return x.Rows
+	}
+	return 0
+}
+
+func (x *Terminal) GetCols() int32 {
+	if x != nil {
+		return x.Cols
+	}
+	return 0
+}
+
+func (x *Terminal) GetTerm() string {
+	if x != nil {
+		return x.Term
+	}
+	return ""
+}
+
 type Process struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            uint64                 `protobuf:"varint,11,opt,name=id,proto3" json:"id,omitempty"` // never used again in its capsule
@@ -239,13 +356,14 @@ type Process struct {
 	StartedAt     *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
 	Exit          *Exit                  `protobuf:"bytes,9,opt,name=exit,proto3" json:"exit,omitempty"`
 	Output        *OutputState           `protobuf:"bytes,10,opt,name=output,proto3" json:"output,omitempty"`
+	Terminal      *Terminal              `protobuf:"bytes,13,opt,name=terminal,proto3" json:"terminal,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[3]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -257,7 +375,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[3]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -270,7 +388,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{3}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Process) GetId() uint64 {
@@ -357,6 +475,13 @@ func (x *Process) GetOutput() *OutputState {
 	return nil
 }
 
+func (x *Process) GetTerminal() *Terminal {
+	if x != nil {
+		return x.Terminal
+	}
+	return nil
+}
+
 type OutputState struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Start         int64                  `protobuf:"varint,1,opt,name=start,proto3" json:"start,omitempty"`
@@ -364,13 +489,14 @@ type OutputState struct {
 	Stdout        int64                  `protobuf:"varint,3,opt,name=stdout,proto3" json:"stdout,omitempty"`
 	Stderr        int64                  `protobuf:"varint,4,opt,name=stderr,proto3" json:"stderr,omitempty"`
 	Closed        bool                   `protobuf:"varint,5,opt,name=closed,proto3" json:"closed,omitempty"`
+	Pty           int64                  `protobuf:"varint,6,opt,name=pty,proto3" json:"pty,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *OutputState) Reset() {
 	*x = OutputState{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[4]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -382,7 +508,7 @@ func (x *OutputState) String() string {
 func (*OutputState) ProtoMessage() {}
 
 func (x *OutputState) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[4]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -395,7 +521,7 @@ func (x *OutputState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputState.ProtoReflect.Descriptor instead.
 func (*OutputState) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{4}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *OutputState) GetStart() int64 {
@@ -433,6 +559,13 @@ func (x *OutputState) GetClosed() bool {
 	return false
 }
 
+func (x *OutputState) GetPty() int64 {
+	if x != nil {
+		return x.Pty
+	}
+	return 0
+}
+
 type Exit struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Code          int32                  `protobuf:"varint,1,opt,name=code,proto3" json:"code,omitempty"`
@@ -445,7 +578,7 @@ type Exit struct {
 
 func (x *Exit) Reset() {
 	*x = Exit{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[5]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -457,7 +590,7 @@ func (x *Exit) String() string {
 func (*Exit) ProtoMessage() {}
 
 func (x *Exit) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[5]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -470,7 +603,7 @@ func (x *Exit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exit.ProtoReflect.Descriptor instead.
 func (*Exit) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{5}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Exit) GetCode() int32 {
@@ -515,7 +648,7 @@ type Selector struct {
 
 func (x *Selector) Reset() {
 	*x = Selector{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[6]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -527,7 +660,7 @@ func (x *Selector) String() string {
 func (*Selector) ProtoMessage() {}
 
 func (x *Selector) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[6]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -540,7 +673,7 @@ func (x *Selector) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Selector.ProtoReflect.Descriptor instead.
 func (*Selector) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{6}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Selector) GetBy() isSelector_By {
@@ -611,7 +744,7 @@ type AttachOptions struct {
 
 func (x *AttachOptions) Reset() {
 	*x = AttachOptions{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[7]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -623,7 +756,7 @@ func (x *AttachOptions) String() string {
 func (*AttachOptions) ProtoMessage() {}
 
 func (x *AttachOptions) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[7]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -636,7 +769,7 @@ func (x *AttachOptions) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachOptions.ProtoReflect.Descriptor instead.
 func (*AttachOptions) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{7}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *AttachOptions) GetNow() bool {
@@ -683,7 +816,7 @@ type OutputEvent struct {
 
 func (x *OutputEvent) Reset() {
 	*x = OutputEvent{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[8]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -695,7 +828,7 @@ func (x *OutputEvent) String() string {
 func (*OutputEvent) ProtoMessage() {}
 
 func (x *OutputEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[8]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -708,7 +841,7 @@ func (x *OutputEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputEvent.ProtoReflect.Descriptor instead.
 func (*OutputEvent) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{8}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *OutputEvent) GetEvent() isOutputEvent_Event {
@@ -807,7 +940,7 @@ type StartRequest struct {
 
 func (x *StartRequest) Reset() {
 	*x = StartRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[9]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -819,7 +952,7 @@ func (x *StartRequest) String() string {
 func (*StartRequest) ProtoMessage() {}
 
 func (x *StartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[9]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -832,7 +965,7 @@ func (x *StartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartRequest.ProtoReflect.Descriptor instead.
 func (*StartRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{9}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *StartRequest) GetSpec() *ProcessSpec {
@@ -862,7 +995,7 @@ type StartResponse struct {
 
 func (x *StartResponse) Reset() {
 	*x = StartResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[10]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -874,7 +1007,7 @@ func (x *StartResponse) String() string {
 func (*StartResponse) ProtoMessage() {}
 
 func (x *StartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[10]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -887,7 +1020,7 @@ func (x *StartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartResponse.ProtoReflect.Descriptor instead.
 func (*StartResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{10}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *StartResponse) GetMessage() isStartResponse_Message {
@@ -940,7 +1073,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[11]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -952,7 +1085,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[11]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -965,7 +1098,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{11}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ListRequest) GetAll() bool {
@@ -984,7 +1117,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[12]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -996,7 +1129,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[12]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1009,7 +1142,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{12}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ListResponse) GetProcesses() []*Process {
@@ -1028,7 +1161,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[13]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1040,7 +1173,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[13]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1053,7 +1186,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{13}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *GetRequest) GetSelector() *Selector {
@@ -1072,7 +1205,7 @@ type GetResponse struct {
 
 func (x *GetResponse) Reset() {
 	*x = GetResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[14]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1084,7 +1217,7 @@ func (x *GetResponse) String() string {
 func (*GetResponse) ProtoMessage() {}
 
 func (x *GetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[14]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1097,7 +1230,7 @@ func (x *GetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResponse.ProtoReflect.Descriptor instead.
 func (*GetResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{14}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *GetResponse) GetProcess() *Process {
@@ -1116,7 +1249,7 @@ type WaitRequest struct {
 
 func (x *WaitRequest) Reset() {
 	*x = WaitRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[15]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1128,7 +1261,7 @@ func (x *WaitRequest) String() string {
 func (*WaitRequest) ProtoMessage() {}
 
 func (x *WaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[15]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1141,7 +1274,7 @@ func (x *WaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRequest.ProtoReflect.Descriptor instead.
 func (*WaitRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{15}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *WaitRequest) GetSelector() *Selector {
@@ -1160,7 +1293,7 @@ type WaitResponse struct {
 
 func (x *WaitResponse) Reset() {
 	*x = WaitResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[16]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1172,7 +1305,7 @@ func (x *WaitResponse) String() string {
 func (*WaitResponse) ProtoMessage() {}
 
 func (x *WaitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[16]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1185,7 +1318,7 @@ func (x *WaitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitResponse.ProtoReflect.Descriptor instead.
 func (*WaitResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{16}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *WaitResponse) GetProcess() *Process {
@@ -1205,7 +1338,7 @@ type AttachRequest struct {
 
 func (x *AttachRequest) Reset() {
 	*x = AttachRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[17]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1217,7 +1350,7 @@ func (x *AttachRequest) String() string {
 func (*AttachRequest) ProtoMessage() {}
 
 func (x *AttachRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[17]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1230,7 +1363,7 @@ func (x *AttachRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachRequest.ProtoReflect.Descriptor instead.
 func (*AttachRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{17}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *AttachRequest) GetSelector() *Selector {
@@ -1256,7 +1389,7 @@ type AttachResponse struct {
 
 func (x *AttachResponse) Reset() {
 	*x = AttachResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[18]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1268,7 +1401,7 @@ func (x *AttachResponse) String() string {
 func (*AttachResponse) ProtoMessage() {}
 
 func (x *AttachResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[18]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1281,7 +1414,7 @@ func (x *AttachResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachResponse.ProtoReflect.Descriptor instead.
 func (*AttachResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{18}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *AttachResponse) GetEvent() *OutputEvent {
@@ -1302,7 +1435,7 @@ type WriteStdinRequest struct {
 
 func (x *WriteStdinRequest) Reset() {
 	*x = WriteStdinRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[19]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1314,7 +1447,7 @@ func (x *WriteStdinRequest) String() string {
 func (*WriteStdinRequest) ProtoMessage() {}
 
 func (x *WriteStdinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[19]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1327,7 +1460,7 @@ func (x *WriteStdinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteStdinRequest.ProtoReflect.Descriptor instead.
 func (*WriteStdinRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{19}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *WriteStdinRequest) GetSelector() *Selector {
@@ -1359,7 +1492,7 @@ type WriteStdinResponse struct {
 
 func (x *WriteStdinResponse) Reset() {
 	*x = WriteStdinResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[20]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1371,7 +1504,7 @@ func (x *WriteStdinResponse) String() string {
 func (*WriteStdinResponse) ProtoMessage() {}
 
 func (x *WriteStdinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[20]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1384,7 +1517,103 @@ func (x *WriteStdinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteStdinResponse.ProtoReflect.Descriptor instead.
 func (*WriteStdinResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{20}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{21}
+}
+
+type ResizeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Selector      *Selector              `protobuf:"bytes,1,opt,name=selector,proto3" json:"selector,omitempty"`
+	Rows          int32                  `protobuf:"varint,2,opt,name=rows,proto3" json:"rows,omitempty"`
+	Cols          int32                  `protobuf:"varint,3,opt,name=cols,proto3" json:"cols,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResizeRequest) Reset() {
+	*x = ResizeRequest{}
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResizeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResizeRequest) ProtoMessage() {}
+
+func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
+func (*ResizeRequest) Descriptor() ([]byte, []int) {
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ResizeRequest) GetSelector() *Selector {
+	if x != nil {
+		return x.Selector
+	}
+	return nil
+}
+
+func (x *ResizeRequest) GetRows() int32 {
+	if x != nil {
+		return x.Rows
+	}
+	return 0
+}
+
+func (x *ResizeRequest) GetCols() int32 {
+	if x != nil {
+		return x.Cols
+	}
+	return 0
+}
+
+type ResizeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResizeResponse) Reset() {
+	*x = ResizeResponse{}
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResizeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResizeResponse) ProtoMessage() {}
+
+func (x *ResizeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResizeResponse.ProtoReflect.Descriptor instead.
+func (*ResizeResponse) Descriptor() ([]byte, []int) {
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{23}
 }
 
 type SignalRequest struct {
@@ -1397,7 +1626,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[21]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1409,7 +1638,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[21]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1422,7 +1651,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{21}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SignalRequest) GetSelector() *Selector {
@@ -1447,7 +1676,7 @@ type SignalResponse struct {
 
 func (x *SignalResponse) Reset() {
 	*x = SignalResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[22]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1459,7 +1688,7 @@ func (x *SignalResponse) String() string {
 func (*SignalResponse) ProtoMessage() {}
 
 func (x *SignalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[22]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1472,7 +1701,7 @@ func (x *SignalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalResponse.ProtoReflect.Descriptor instead.
 func (*SignalResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{22}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{25}
 }
 
 type KillRequest struct {
@@ -1486,7 +1715,7 @@ type KillRequest struct {
 
 func (x *KillRequest) Reset() {
 	*x = KillRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[23]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1498,7 +1727,7 @@ func (x *KillRequest) String() string {
 func (*KillRequest) ProtoMessage() {}
 
 func (x *KillRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[23]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1511,7 +1740,7 @@ func (x *KillRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KillRequest.ProtoReflect.Descriptor instead.
 func (*KillRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{23}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *KillRequest) GetSelector() *Selector {
@@ -1544,7 +1773,7 @@ type KillResponse struct {
 
 func (x *KillResponse) Reset() {
 	*x = KillResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[24]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1556,7 +1785,7 @@ func (x *KillResponse) String() string {
 func (*KillResponse) ProtoMessage() {}
 
 func (x *KillResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[24]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1569,7 +1798,7 @@ func (x *KillResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KillResponse.ProtoReflect.Descriptor instead.
 func (*KillResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{24}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *KillResponse) GetProcess() *Process {
@@ -1588,7 +1817,7 @@ type KillBiggestRequest struct {
 
 func (x *KillBiggestRequest) Reset() {
 	*x = KillBiggestRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[25]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1600,7 +1829,7 @@ func (x *KillBiggestRequest) String() string {
 func (*KillBiggestRequest) ProtoMessage() {}
 
 func (x *KillBiggestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[25]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1613,7 +1842,7 @@ func (x *KillBiggestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KillBiggestRequest.ProtoReflect.Descriptor instead.
 func (*KillBiggestRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{25}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *KillBiggestRequest) GetUsed() int64 {
@@ -1633,7 +1862,7 @@ type KillBiggestResponse struct {
 
 func (x *KillBiggestResponse) Reset() {
 	*x = KillBiggestResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[26]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1645,7 +1874,7 @@ func (x *KillBiggestResponse) String() string {
 func (*KillBiggestResponse) ProtoMessage() {}
 
 func (x *KillBiggestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[26]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1658,7 +1887,7 @@ func (x *KillBiggestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KillBiggestResponse.ProtoReflect.Descriptor instead.
 func (*KillBiggestResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{26}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *KillBiggestResponse) GetProcess() *Process {
@@ -1692,7 +1921,7 @@ type FileInfo struct {
 
 func (x *FileInfo) Reset() {
 	*x = FileInfo{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[27]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1704,7 +1933,7 @@ func (x *FileInfo) String() string {
 func (*FileInfo) ProtoMessage() {}
 
 func (x *FileInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[27]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1717,7 +1946,7 @@ func (x *FileInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileInfo.ProtoReflect.Descriptor instead.
 func (*FileInfo) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{27}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *FileInfo) GetName() string {
@@ -1792,7 +2021,7 @@ type ReadFileRequest struct {
 
 func (x *ReadFileRequest) Reset() {
 	*x = ReadFileRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[28]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1804,7 +2033,7 @@ func (x *ReadFileRequest) String() string {
 func (*ReadFileRequest) ProtoMessage() {}
 
 func (x *ReadFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[28]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1817,7 +2046,7 @@ func (x *ReadFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadFileRequest.ProtoReflect.Descriptor instead.
 func (*ReadFileRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{28}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ReadFileRequest) GetPath() string {
@@ -1841,7 +2070,7 @@ type ReadFileResponse struct {
 
 func (x *ReadFileResponse) Reset() {
 	*x = ReadFileResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[29]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1853,7 +2082,7 @@ func (x *ReadFileResponse) String() string {
 func (*ReadFileResponse) ProtoMessage() {}
 
 func (x *ReadFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[29]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1866,7 +2095,7 @@ func (x *ReadFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadFileResponse.ProtoReflect.Descriptor instead.
 func (*ReadFileResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{29}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ReadFileResponse) GetMessage() isReadFileResponse_Message {
@@ -1939,7 +2168,7 @@ type WriteFileRequest struct {
 
 func (x *WriteFileRequest) Reset() {
 	*x = WriteFileRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[30]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1951,7 +2180,7 @@ func (x *WriteFileRequest) String() string {
 func (*WriteFileRequest) ProtoMessage() {}
 
 func (x *WriteFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[30]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1964,7 +2193,7 @@ func (x *WriteFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileRequest.ProtoReflect.Descriptor instead.
 func (*WriteFileRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{30}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *WriteFileRequest) GetMessage() isWriteFileRequest_Message {
@@ -2034,7 +2263,7 @@ type WriteFileHeader struct {
 
 func (x *WriteFileHeader) Reset() {
 	*x = WriteFileHeader{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[31]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2046,7 +2275,7 @@ func (x *WriteFileHeader) String() string {
 func (*WriteFileHeader) ProtoMessage() {}
 
 func (x *WriteFileHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[31]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2059,7 +2288,7 @@ func (x *WriteFileHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileHeader.ProtoReflect.Descriptor instead.
 func (*WriteFileHeader) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{31}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *WriteFileHeader) GetPath() string {
@@ -2092,7 +2321,7 @@ type WriteFileResponse struct {
 
 func (x *WriteFileResponse) Reset() {
 	*x = WriteFileResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[32]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2104,7 +2333,7 @@ func (x *WriteFileResponse) String() string {
 func (*WriteFileResponse) ProtoMessage() {}
 
 func (x *WriteFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[32]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2117,7 +2346,7 @@ func (x *WriteFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileResponse.ProtoReflect.Descriptor instead.
 func (*WriteFileResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{32}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *WriteFileResponse) GetInfo() *FileInfo {
@@ -2136,7 +2365,7 @@ type StatFileRequest struct {
 
 func (x *StatFileRequest) Reset() {
 	*x = StatFileRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[33]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2148,7 +2377,7 @@ func (x *StatFileRequest) String() string {
 func (*StatFileRequest) ProtoMessage() {}
 
 func (x *StatFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[33]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2161,7 +2390,7 @@ func (x *StatFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatFileRequest.ProtoReflect.Descriptor instead.
 func (*StatFileRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{33}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *StatFileRequest) GetPath() string {
@@ -2180,7 +2409,7 @@ type StatFileResponse struct {
 
 func (x *StatFileResponse) Reset() {
 	*x = StatFileResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[34]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2192,7 +2421,7 @@ func (x *StatFileResponse) String() string {
 func (*StatFileResponse) ProtoMessage() {}
 
 func (x *StatFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[34]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2205,7 +2434,7 @@ func (x *StatFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatFileResponse.ProtoReflect.Descriptor instead.
 func (*StatFileResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{34}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *StatFileResponse) GetInfo() *FileInfo {
@@ -2225,7 +2454,7 @@ type ListFilesRequest struct {
 
 func (x *ListFilesRequest) Reset() {
 	*x = ListFilesRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[35]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2237,7 +2466,7 @@ func (x *ListFilesRequest) String() string {
 func (*ListFilesRequest) ProtoMessage() {}
 
 func (x *ListFilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[35]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2250,7 +2479,7 @@ func (x *ListFilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListFilesRequest.ProtoReflect.Descriptor instead.
 func (*ListFilesRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{35}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ListFilesRequest) GetPath() string {
@@ -2276,7 +2505,7 @@ type ListFilesResponse struct {
 
 func (x *ListFilesResponse) Reset() {
 	*x = ListFilesResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[36]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2288,7 +2517,7 @@ func (x *ListFilesResponse) String() string {
 func (*ListFilesResponse) ProtoMessage() {}
 
 func (x *ListFilesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[36]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2301,7 +2530,7 @@ func (x *ListFilesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListFilesResponse.ProtoReflect.Descriptor instead.
 func (*ListFilesResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{36}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ListFilesResponse) GetEntries() []*FileInfo {
@@ -2320,7 +2549,7 @@ type MkdirRequest struct {
 
 func (x *MkdirRequest) Reset() {
 	*x = MkdirRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[37]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2332,7 +2561,7 @@ func (x *MkdirRequest) String() string {
 func (*MkdirRequest) ProtoMessage() {}
 
 func (x *MkdirRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[37]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2345,7 +2574,7 @@ func (x *MkdirRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MkdirRequest.ProtoReflect.Descriptor instead.
 func (*MkdirRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{37}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *MkdirRequest) GetPath() string {
@@ -2364,7 +2593,7 @@ type MkdirResponse struct {
 
 func (x *MkdirResponse) Reset() {
 	*x = MkdirResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[38]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2376,7 +2605,7 @@ func (x *MkdirResponse) String() string {
 func (*MkdirResponse) ProtoMessage() {}
 
 func (x *MkdirResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[38]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2389,7 +2618,7 @@ func (x *MkdirResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MkdirResponse.ProtoReflect.Descriptor instead.
 func (*MkdirResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{38}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *MkdirResponse) GetInfo() *FileInfo {
@@ -2408,7 +2637,7 @@ type RemoveFileRequest struct {
 
 func (x *RemoveFileRequest) Reset() {
 	*x = RemoveFileRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[39]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2420,7 +2649,7 @@ func (x *RemoveFileRequest) String() string {
 func (*RemoveFileRequest) ProtoMessage() {}
 
 func (x *RemoveFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[39]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2433,7 +2662,7 @@ func (x *RemoveFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveFileRequest.ProtoReflect.Descriptor instead.
 func (*RemoveFileRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{39}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *RemoveFileRequest) GetPath() string {
@@ -2451,7 +2680,7 @@ type RemoveFileResponse struct {
 
 func (x *RemoveFileResponse) Reset() {
 	*x = RemoveFileResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[40]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2463,7 +2692,7 @@ func (x *RemoveFileResponse) String() string {
 func (*RemoveFileResponse) ProtoMessage() {}
 
 func (x *RemoveFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[40]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2476,12 +2705,12 @@ func (x *RemoveFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveFileResponse.ProtoReflect.Descriptor instead.
 func (*RemoveFileResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{40}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{43}
 }
 
 type OutputEvent_Data struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Stderr        bool                   `protobuf:"varint,1,opt,name=stderr,proto3" json:"stderr,omitempty"`
+	Stream        Stream                 `protobuf:"varint,1,opt,name=stream,proto3,enum=nestbox.guest.v1.Stream" json:"stream,omitempty"` // was a boolean, of which the wire form is the same
 	Offset        int64                  `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"`
 	Data          []byte                 `protobuf:"bytes,3,opt,name=data,proto3" json:"data,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -2490,7 +2719,7 @@ type OutputEvent_Data struct {
 
 func (x *OutputEvent_Data) Reset() {
 	*x = OutputEvent_Data{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[42]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2502,7 +2731,7 @@ func (x *OutputEvent_Data) String() string {
 func (*OutputEvent_Data) ProtoMessage() {}
 
 func (x *OutputEvent_Data) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[42]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2515,14 +2744,14 @@ func (x *OutputEvent_Data) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputEvent_Data.ProtoReflect.Descriptor instead.
 func (*OutputEvent_Data) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{8, 0}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{9, 0}
 }
 
-func (x *OutputEvent_Data) GetStderr() bool {
+func (x *OutputEvent_Data) GetStream() Stream {
 	if x != nil {
-		return x.Stderr
+		return x.Stream
 	}
-	return false
+	return Stream_STREAM_STDOUT
 }
 
 func (x *OutputEvent_Data) GetOffset() int64 {
@@ -2549,7 +2778,7 @@ type OutputEvent_Gap struct {
 
 func (x *OutputEvent_Gap) Reset() {
 	*x = OutputEvent_Gap{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[43]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2561,7 +2790,7 @@ func (x *OutputEvent_Gap) String() string {
 func (*OutputEvent_Gap) ProtoMessage() {}
 
 func (x *OutputEvent_Gap) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[43]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2574,7 +2803,7 @@ func (x *OutputEvent_Gap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputEvent_Gap.ProtoReflect.Descriptor instead.
 func (*OutputEvent_Gap) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{8, 1}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{9, 1}
 }
 
 func (x *OutputEvent_Gap) GetFrom() int64 {
@@ -2601,7 +2830,7 @@ type OutputEvent_ExitEvent struct {
 
 func (x *OutputEvent_ExitEvent) Reset() {
 	*x = OutputEvent_ExitEvent{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[44]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2613,7 +2842,7 @@ func (x *OutputEvent_ExitEvent) String() string {
 func (*OutputEvent_ExitEvent) ProtoMessage() {}
 
 func (x *OutputEvent_ExitEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[44]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2626,7 +2855,7 @@ func (x *OutputEvent_ExitEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputEvent_ExitEvent.ProtoReflect.Descriptor instead.
 func (*OutputEvent_ExitEvent) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{8, 2}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{9, 2}
 }
 
 func (x *OutputEvent_ExitEvent) GetOffset() int64 {
@@ -2652,7 +2881,7 @@ type OutputEvent_Closed struct {
 
 func (x *OutputEvent_Closed) Reset() {
 	*x = OutputEvent_Closed{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[45]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2664,7 +2893,7 @@ func (x *OutputEvent_Closed) String() string {
 func (*OutputEvent_Closed) ProtoMessage() {}
 
 func (x *OutputEvent_Closed) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[45]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2677,7 +2906,7 @@ func (x *OutputEvent_Closed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputEvent_Closed.ProtoReflect.Descriptor instead.
 func (*OutputEvent_Closed) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{8, 3}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{9, 3}
 }
 
 func (x *OutputEvent_Closed) GetOffset() int64 {
@@ -2697,7 +2926,7 @@ type OutputEvent_Alive struct {
 
 func (x *OutputEvent_Alive) Reset() {
 	*x = OutputEvent_Alive{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[46]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2709,7 +2938,7 @@ func (x *OutputEvent_Alive) String() string {
 func (*OutputEvent_Alive) ProtoMessage() {}
 
 func (x *OutputEvent_Alive) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[46]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2722,7 +2951,7 @@ func (x *OutputEvent_Alive) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputEvent_Alive.ProtoReflect.Descriptor instead.
 func (*OutputEvent_Alive) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{8, 4}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{9, 4}
 }
 
 var File_nestbox_guest_v1_guest_proto protoreflect.FileDescriptor
@@ -2735,7 +2964,7 @@ const file_nestbox_guest_v1_guest_proto_rawDesc = "" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x129\n" +
 	"\n" +
 	"started_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x12\x1a\n" +
-	"\bfeatures\x18\x03 \x03(\tR\bfeatures\"\xa8\x02\n" +
+	"\bfeatures\x18\x03 \x03(\tR\bfeatures\"\xe0\x02\n" +
 	"\vProcessSpec\x12\x10\n" +
 	"\x03cmd\x18\x01 \x01(\tR\x03cmd\x12\x12\n" +
 	"\x04args\x18\x02 \x03(\tR\x04args\x128\n" +
@@ -2744,10 +2973,15 @@ const file_nestbox_guest_v1_guest_proto_rawDesc = "" +
 	"\x04user\x18\x05 \x01(\tR\x04user\x12\x10\n" +
 	"\x03tag\x18\x06 \x01(\tR\x03tag\x12\x14\n" +
 	"\x05stdin\x18\a \x01(\bR\x05stdin\x123\n" +
-	"\atimeout\x18\b \x01(\v2\x19.google.protobuf.DurationR\atimeout\x1a6\n" +
+	"\atimeout\x18\b \x01(\v2\x19.google.protobuf.DurationR\atimeout\x126\n" +
+	"\bterminal\x18\t \x01(\v2\x1a.nestbox.guest.v1.TerminalR\bterminal\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd8\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"F\n" +
+	"\bTerminal\x12\x12\n" +
+	"\x04rows\x18\x01 \x01(\x05R\x04rows\x12\x12\n" +
+	"\x04cols\x18\x02 \x01(\x05R\x04cols\x12\x12\n" +
+	"\x04term\x18\x03 \x01(\tR\x04term\"\x90\x03\n" +
 	"\aProcess\x12\x0e\n" +
 	"\x02id\x18\v \x01(\x04R\x02id\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x05R\x03pid\x12\x10\n" +
@@ -2762,13 +2996,15 @@ const file_nestbox_guest_v1_guest_proto_rawDesc = "" +
 	"started_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x12*\n" +
 	"\x04exit\x18\t \x01(\v2\x16.nestbox.guest.v1.ExitR\x04exit\x125\n" +
 	"\x06output\x18\n" +
-	" \x01(\v2\x1d.nestbox.guest.v1.OutputStateR\x06output\"}\n" +
+	" \x01(\v2\x1d.nestbox.guest.v1.OutputStateR\x06output\x126\n" +
+	"\bterminal\x18\r \x01(\v2\x1a.nestbox.guest.v1.TerminalR\bterminal\"\x8f\x01\n" +
 	"\vOutputState\x12\x14\n" +
 	"\x05start\x18\x01 \x01(\x03R\x05start\x12\x10\n" +
 	"\x03end\x18\x02 \x01(\x03R\x03end\x12\x16\n" +
 	"\x06stdout\x18\x03 \x01(\x03R\x06stdout\x12\x16\n" +
 	"\x06stderr\x18\x04 \x01(\x03R\x06stderr\x12\x16\n" +
-	"\x06closed\x18\x05 \x01(\bR\x06closed\"v\n" +
+	"\x06closed\x18\x05 \x01(\bR\x06closed\x12\x10\n" +
+	"\x03pty\x18\x06 \x01(\x03R\x03pty\"v\n" +
 	"\x04Exit\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x16\n" +
 	"\x06signal\x18\x02 \x01(\tR\x06signal\x12\x16\n" +
@@ -2783,15 +3019,15 @@ const file_nestbox_guest_v1_guest_proto_rawDesc = "" +
 	"\x03now\x18\x01 \x01(\bR\x03now\x12\x16\n" +
 	"\x06offset\x18\x02 \x01(\x03R\x06offset\x12\x12\n" +
 	"\x04tail\x18\x03 \x01(\x03R\x04tail\x12\x1a\n" +
-	"\blossless\x18\x04 \x01(\bR\blossless\"\xb6\x04\n" +
+	"\blossless\x18\x04 \x01(\bR\blossless\"\xd0\x04\n" +
 	"\vOutputEvent\x128\n" +
 	"\x04data\x18\x01 \x01(\v2\".nestbox.guest.v1.OutputEvent.DataH\x00R\x04data\x125\n" +
 	"\x03gap\x18\x02 \x01(\v2!.nestbox.guest.v1.OutputEvent.GapH\x00R\x03gap\x12=\n" +
 	"\x04exit\x18\x03 \x01(\v2'.nestbox.guest.v1.OutputEvent.ExitEventH\x00R\x04exit\x12>\n" +
 	"\x06closed\x18\x04 \x01(\v2$.nestbox.guest.v1.OutputEvent.ClosedH\x00R\x06closed\x12;\n" +
-	"\x05alive\x18\x05 \x01(\v2#.nestbox.guest.v1.OutputEvent.AliveH\x00R\x05alive\x1aJ\n" +
-	"\x04Data\x12\x16\n" +
-	"\x06stderr\x18\x01 \x01(\bR\x06stderr\x12\x16\n" +
+	"\x05alive\x18\x05 \x01(\v2#.nestbox.guest.v1.OutputEvent.AliveH\x00R\x05alive\x1ad\n" +
+	"\x04Data\x120\n" +
+	"\x06stream\x18\x01 \x01(\x0e2\x18.nestbox.guest.v1.StreamR\x06stream\x12\x16\n" +
 	"\x06offset\x18\x02 \x01(\x03R\x06offset\x12\x12\n" +
 	"\x04data\x18\x03 \x01(\fR\x04data\x1a)\n" +
 	"\x03Gap\x12\x12\n" +
@@ -2833,7 +3069,12 @@ const file_nestbox_guest_v1_guest_proto_rawDesc = "" +
 	"\bselector\x18\x01 \x01(\v2\x1a.nestbox.guest.v1.SelectorR\bselector\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\x12\x10\n" +
 	"\x03eof\x18\x03 \x01(\bR\x03eof\"\x14\n" +
-	"\x12WriteStdinResponse\"_\n" +
+	"\x12WriteStdinResponse\"o\n" +
+	"\rResizeRequest\x126\n" +
+	"\bselector\x18\x01 \x01(\v2\x1a.nestbox.guest.v1.SelectorR\bselector\x12\x12\n" +
+	"\x04rows\x18\x02 \x01(\x05R\x04rows\x12\x12\n" +
+	"\x04cols\x18\x03 \x01(\x05R\x04cols\"\x10\n" +
+	"\x0eResizeResponse\"_\n" +
 	"\rSignalRequest\x126\n" +
 	"\bselector\x18\x01 \x01(\v2\x1a.nestbox.guest.v1.SelectorR\bselector\x12\x16\n" +
 	"\x06signal\x18\x02 \x01(\x05R\x06signal\"\x10\n" +
@@ -2893,7 +3134,12 @@ const file_nestbox_guest_v1_guest_proto_rawDesc = "" +
 	"\x04info\x18\x01 \x01(\v2\x1a.nestbox.guest.v1.FileInfoR\x04info\"'\n" +
 	"\x11RemoveFileRequest\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\"\x14\n" +
-	"\x12RemoveFileResponse2\x86\n" +
+	"\x12RemoveFileResponse*>\n" +
+	"\x06Stream\x12\x11\n" +
+	"\rSTREAM_STDOUT\x10\x00\x12\x11\n" +
+	"\rSTREAM_STDERR\x10\x01\x12\x0e\n" +
+	"\n" +
+	"STREAM_PTY\x10\x022\xd3\n" +
 	"\n" +
 	"\fGuestService\x12E\n" +
 	"\x04Ping\x12\x1d.nestbox.guest.v1.PingRequest\x1a\x1e.nestbox.guest.v1.PingResponse\x12J\n" +
@@ -2904,6 +3150,7 @@ const file_nestbox_guest_v1_guest_proto_rawDesc = "" +
 	"\x06Attach\x12\x1f.nestbox.guest.v1.AttachRequest\x1a .nestbox.guest.v1.AttachResponse0\x01\x12W\n" +
 	"\n" +
 	"WriteStdin\x12#.nestbox.guest.v1.WriteStdinRequest\x1a$.nestbox.guest.v1.WriteStdinResponse\x12K\n" +
+	"\x06Resize\x12\x1f.nestbox.guest.v1.ResizeRequest\x1a .nestbox.guest.v1.ResizeResponse\x12K\n" +
 	"\x06Signal\x12\x1f.nestbox.guest.v1.SignalRequest\x1a .nestbox.guest.v1.SignalResponse\x12E\n" +
 	"\x04Kill\x12\x1d.nestbox.guest.v1.KillRequest\x1a\x1e.nestbox.guest.v1.KillResponse\x12Z\n" +
 	"\vKillBiggest\x12$.nestbox.guest.v1.KillBiggestRequest\x1a%.nestbox.guest.v1.KillBiggestResponse\x12S\n" +
@@ -2927,134 +3174,145 @@ func file_nestbox_guest_v1_guest_proto_rawDescGZIP() []byte {
 	return file_nestbox_guest_v1_guest_proto_rawDescData
 }
 
-var file_nestbox_guest_v1_guest_proto_msgTypes = make([]protoimpl.MessageInfo, 47)
+var file_nestbox_guest_v1_guest_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_nestbox_guest_v1_guest_proto_msgTypes = make([]protoimpl.MessageInfo, 50)
 var file_nestbox_guest_v1_guest_proto_goTypes = []any{
-	(*PingRequest)(nil),           // 0: nestbox.guest.v1.PingRequest
-	(*PingResponse)(nil),          // 1: nestbox.guest.v1.PingResponse
-	(*ProcessSpec)(nil),           // 2: nestbox.guest.v1.ProcessSpec
-	(*Process)(nil),               // 3: nestbox.guest.v1.Process
-	(*OutputState)(nil),           // 4: nestbox.guest.v1.OutputState
-	(*Exit)(nil),                  // 5: nestbox.guest.v1.Exit
-	(*Selector)(nil),              // 6: nestbox.guest.v1.Selector
-	(*AttachOptions)(nil),         // 7: nestbox.guest.v1.AttachOptions
-	(*OutputEvent)(nil),           // 8: nestbox.guest.v1.OutputEvent
-	(*StartRequest)(nil),          // 9: nestbox.guest.v1.StartRequest
-	(*StartResponse)(nil),         // 10: nestbox.guest.v1.StartResponse
-	(*ListRequest)(nil),           // 11: nestbox.guest.v1.ListRequest
-	(*ListResponse)(nil),          // 12: nestbox.guest.v1.ListResponse
-	(*GetRequest)(nil),            // 13: nestbox.guest.v1.GetRequest
-	(*GetResponse)(nil),           // 14: nestbox.guest.v1.GetResponse
-	(*WaitRequest)(nil),           // 15: nestbox.guest.v1.WaitRequest
-	(*WaitResponse)(nil),          // 16: nestbox.guest.v1.WaitResponse
-	(*AttachRequest)(nil),         // 17: nestbox.guest.v1.AttachRequest
-	(*AttachResponse)(nil),        // 18: nestbox.guest.v1.AttachResponse
-	(*WriteStdinRequest)(nil),     // 19: nestbox.guest.v1.WriteStdinRequest
-	(*WriteStdinResponse)(nil),    // 20: nestbox.guest.v1.WriteStdinResponse
-	(*SignalRequest)(nil),         // 21: nestbox.guest.v1.SignalRequest
-	(*SignalResponse)(nil),        // 22: nestbox.guest.v1.SignalResponse
-	(*KillRequest)(nil),           // 23: nestbox.guest.v1.KillRequest
-	(*KillResponse)(nil),          // 24: nestbox.guest.v1.KillResponse
-	(*KillBiggestRequest)(nil),    // 25: nestbox.guest.v1.KillBiggestRequest
-	(*KillBiggestResponse)(nil),   // 26: nestbox.guest.v1.KillBiggestResponse
-	(*FileInfo)(nil),              // 27: nestbox.guest.v1.FileInfo
-	(*ReadFileRequest)(nil),       // 28: nestbox.guest.v1.ReadFileRequest
-	(*ReadFileResponse)(nil),      // 29: nestbox.guest.v1.ReadFileResponse
-	(*WriteFileRequest)(nil),      // 30: nestbox.guest.v1.WriteFileRequest
-	(*WriteFileHeader)(nil),       // 31: nestbox.guest.v1.WriteFileHeader
-	(*WriteFileResponse)(nil),     // 32: nestbox.guest.v1.WriteFileResponse
-	(*StatFileRequest)(nil),       // 33: nestbox.guest.v1.StatFileRequest
-	(*StatFileResponse)(nil),      // 34: nestbox.guest.v1.StatFileResponse
-	(*ListFilesRequest)(nil),      // 35: nestbox.guest.v1.ListFilesRequest
-	(*ListFilesResponse)(nil),     // 36: nestbox.guest.v1.ListFilesResponse
-	(*MkdirRequest)(nil),          // 37: nestbox.guest.v1.MkdirRequest
-	(*MkdirResponse)(nil),         // 38: nestbox.guest.v1.MkdirResponse
-	(*RemoveFileRequest)(nil),     // 39: nestbox.guest.v1.RemoveFileRequest
-	(*RemoveFileResponse)(nil),    // 40: nestbox.guest.v1.RemoveFileResponse
-	nil,                           // 41: nestbox.guest.v1.ProcessSpec.EnvEntry
-	(*OutputEvent_Data)(nil),      // 42: nestbox.guest.v1.OutputEvent.Data
-	(*OutputEvent_Gap)(nil),       // 43: nestbox.guest.v1.OutputEvent.Gap
-	(*OutputEvent_ExitEvent)(nil), // 44: nestbox.guest.v1.OutputEvent.ExitEvent
-	(*OutputEvent_Closed)(nil),    // 45: nestbox.guest.v1.OutputEvent.Closed
-	(*OutputEvent_Alive)(nil),     // 46: nestbox.guest.v1.OutputEvent.Alive
-	(*timestamppb.Timestamp)(nil), // 47: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 48: google.protobuf.Duration
+	(Stream)(0),                   // 0: nestbox.guest.v1.Stream
+	(*PingRequest)(nil),           // 1: nestbox.guest.v1.PingRequest
+	(*PingResponse)(nil),          // 2: nestbox.guest.v1.PingResponse
+	(*ProcessSpec)(nil),           // 3: nestbox.guest.v1.ProcessSpec
+	(*Terminal)(nil),              // 4: nestbox.guest.v1.Terminal
+	(*Process)(nil),               // 5: nestbox.guest.v1.Process
+	(*OutputState)(nil),           // 6: nestbox.guest.v1.OutputState
+	(*Exit)(nil),                  // 7: nestbox.guest.v1.Exit
+	(*Selector)(nil),              // 8: nestbox.guest.v1.Selector
+	(*AttachOptions)(nil),         // 9: nestbox.guest.v1.AttachOptions
+	(*OutputEvent)(nil),           // 10: nestbox.guest.v1.OutputEvent
+	(*StartRequest)(nil),          // 11: nestbox.guest.v1.StartRequest
+	(*StartResponse)(nil),         // 12: nestbox.guest.v1.StartResponse
+	(*ListRequest)(nil),           // 13: nestbox.guest.v1.ListRequest
+	(*ListResponse)(nil),          // 14: nestbox.guest.v1.ListResponse
+	(*GetRequest)(nil),            // 15: nestbox.guest.v1.GetRequest
+	(*GetResponse)(nil),           // 16: nestbox.guest.v1.GetResponse
+	(*WaitRequest)(nil),           // 17: nestbox.guest.v1.WaitRequest
+	(*WaitResponse)(nil),          // 18: nestbox.guest.v1.WaitResponse
+	(*AttachRequest)(nil),         // 19: nestbox.guest.v1.AttachRequest
+	(*AttachResponse)(nil),        // 20: nestbox.guest.v1.AttachResponse
+	(*WriteStdinRequest)(nil),     // 21: nestbox.guest.v1.WriteStdinRequest
+	(*WriteStdinResponse)(nil),    // 22: nestbox.guest.v1.WriteStdinResponse
+	(*ResizeRequest)(nil),         // 23: nestbox.guest.v1.ResizeRequest
+	(*ResizeResponse)(nil),        // 24: nestbox.guest.v1.ResizeResponse
+	(*SignalRequest)(nil),         // 25: nestbox.guest.v1.SignalRequest
+	(*SignalResponse)(nil),        // 26: nestbox.guest.v1.SignalResponse
+	(*KillRequest)(nil),           // 27: nestbox.guest.v1.KillRequest
+	(*KillResponse)(nil),          // 28: nestbox.guest.v1.KillResponse
+	(*KillBiggestRequest)(nil),    // 29: nestbox.guest.v1.KillBiggestRequest
+	(*KillBiggestResponse)(nil),   // 30: nestbox.guest.v1.KillBiggestResponse
+	(*FileInfo)(nil),              // 31: nestbox.guest.v1.FileInfo
+	(*ReadFileRequest)(nil),       // 32: nestbox.guest.v1.ReadFileRequest
+	(*ReadFileResponse)(nil),      // 33: nestbox.guest.v1.ReadFileResponse
+	(*WriteFileRequest)(nil),      // 34: nestbox.guest.v1.WriteFileRequest
+	(*WriteFileHeader)(nil),       // 35: nestbox.guest.v1.WriteFileHeader
+	(*WriteFileResponse)(nil),     // 36: nestbox.guest.v1.WriteFileResponse
+	(*StatFileRequest)(nil),       // 37: nestbox.guest.v1.StatFileRequest
+	(*StatFileResponse)(nil),      // 38: nestbox.guest.v1.StatFileResponse
+	(*ListFilesRequest)(nil),      // 39: nestbox.guest.v1.ListFilesRequest
+	(*ListFilesResponse)(nil),     // 40: nestbox.guest.v1.ListFilesResponse
+	(*MkdirRequest)(nil),          // 41: nestbox.guest.v1.MkdirRequest
+	(*MkdirResponse)(nil),         // 42: nestbox.guest.v1.MkdirResponse
+	(*RemoveFileRequest)(nil),     // 43: nestbox.guest.v1.RemoveFileRequest
+	(*RemoveFileResponse)(nil),    // 44: nestbox.guest.v1.RemoveFileResponse
+	nil,                           // 45: nestbox.guest.v1.ProcessSpec.EnvEntry
+	(*OutputEvent_Data)(nil),      // 46: nestbox.guest.v1.OutputEvent.Data
+	(*OutputEvent_Gap)(nil),       // 47: nestbox.guest.v1.OutputEvent.Gap
+	(*OutputEvent_ExitEvent)(nil), // 48: nestbox.guest.v1.OutputEvent.ExitEvent
+	(*OutputEvent_Closed)(nil),    // 49: nestbox.guest.v1.OutputEvent.Closed
+	(*OutputEvent_Alive)(nil),     // 50: nestbox.guest.v1.OutputEvent.Alive
+	(*timestamppb.Timestamp)(nil), // 51: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 52: google.protobuf.Duration
 }
 var file_nestbox_guest_v1_guest_proto_depIdxs = []int32{
-	47, // 0: nestbox.guest.v1.PingResponse.started_at:type_name -> google.protobuf.Timestamp
-	41, // 1: nestbox.guest.v1.ProcessSpec.env:type_name -> nestbox.guest.v1.ProcessSpec.EnvEntry
-	48, // 2: nestbox.guest.v1.ProcessSpec.timeout:type_name -> google.protobuf.Duration
-	47, // 3: nestbox.guest.v1.Process.started_at:type_name -> google.protobuf.Timestamp
-	5,  // 4: nestbox.guest.v1.Process.exit:type_name -> nestbox.guest.v1.Exit
-	4,  // 5: nestbox.guest.v1.Process.output:type_name -> nestbox.guest.v1.OutputState
-	47, // 6: nestbox.guest.v1.Exit.at:type_name -> google.protobuf.Timestamp
-	42, // 7: nestbox.guest.v1.OutputEvent.data:type_name -> nestbox.guest.v1.OutputEvent.Data
-	43, // 8: nestbox.guest.v1.OutputEvent.gap:type_name -> nestbox.guest.v1.OutputEvent.Gap
-	44, // 9: nestbox.guest.v1.OutputEvent.exit:type_name -> nestbox.guest.v1.OutputEvent.ExitEvent
-	45, // 10: nestbox.guest.v1.OutputEvent.closed:type_name -> nestbox.guest.v1.OutputEvent.Closed
-	46, // 11: nestbox.guest.v1.OutputEvent.alive:type_name -> nestbox.guest.v1.OutputEvent.Alive
-	2,  // 12: nestbox.guest.v1.StartRequest.spec:type_name -> nestbox.guest.v1.ProcessSpec
-	7,  // 13: nestbox.guest.v1.StartRequest.attach:type_name -> nestbox.guest.v1.AttachOptions
-	3,  // 14: nestbox.guest.v1.StartResponse.started:type_name -> nestbox.guest.v1.Process
-	8,  // 15: nestbox.guest.v1.StartResponse.event:type_name -> nestbox.guest.v1.OutputEvent
-	3,  // 16: nestbox.guest.v1.ListResponse.processes:type_name -> nestbox.guest.v1.Process
-	6,  // 17: nestbox.guest.v1.GetRequest.selector:type_name -> nestbox.guest.v1.Selector
-	3,  // 18: nestbox.guest.v1.GetResponse.process:type_name -> nestbox.guest.v1.Process
-	6,  // 19: nestbox.guest.v1.WaitRequest.selector:type_name -> nestbox.guest.v1.Selector
-	3,  // 20: nestbox.guest.v1.WaitResponse.process:type_name -> nestbox.guest.v1.Process
-	6,  // 21: nestbox.guest.v1.AttachRequest.selector:type_name -> nestbox.guest.v1.Selector
-	7,  // 22: nestbox.guest.v1.AttachRequest.attach:type_name -> nestbox.guest.v1.AttachOptions
-	8,  // 23: nestbox.guest.v1.AttachResponse.event:type_name -> nestbox.guest.v1.OutputEvent
-	6,  // 24: nestbox.guest.v1.WriteStdinRequest.selector:type_name -> nestbox.guest.v1.Selector
-	6,  // 25: nestbox.guest.v1.SignalRequest.selector:type_name -> nestbox.guest.v1.Selector
-	6,  // 26: nestbox.guest.v1.KillRequest.selector:type_name -> nestbox.guest.v1.Selector
-	48, // 27: nestbox.guest.v1.KillRequest.grace:type_name -> google.protobuf.Duration
-	3,  // 28: nestbox.guest.v1.KillResponse.process:type_name -> nestbox.guest.v1.Process
-	3,  // 29: nestbox.guest.v1.KillBiggestResponse.process:type_name -> nestbox.guest.v1.Process
-	47, // 30: nestbox.guest.v1.FileInfo.modified_at:type_name -> google.protobuf.Timestamp
-	27, // 31: nestbox.guest.v1.ReadFileResponse.info:type_name -> nestbox.guest.v1.FileInfo
-	31, // 32: nestbox.guest.v1.WriteFileRequest.header:type_name -> nestbox.guest.v1.WriteFileHeader
-	27, // 33: nestbox.guest.v1.WriteFileResponse.info:type_name -> nestbox.guest.v1.FileInfo
-	27, // 34: nestbox.guest.v1.StatFileResponse.info:type_name -> nestbox.guest.v1.FileInfo
-	27, // 35: nestbox.guest.v1.ListFilesResponse.entries:type_name -> nestbox.guest.v1.FileInfo
-	27, // 36: nestbox.guest.v1.MkdirResponse.info:type_name -> nestbox.guest.v1.FileInfo
-	5,  // 37: nestbox.guest.v1.OutputEvent.ExitEvent.exit:type_name -> nestbox.guest.v1.Exit
-	0,  // 38: nestbox.guest.v1.GuestService.Ping:input_type -> nestbox.guest.v1.PingRequest
-	9,  // 39: nestbox.guest.v1.GuestService.Start:input_type -> nestbox.guest.v1.StartRequest
-	11, // 40: nestbox.guest.v1.GuestService.List:input_type -> nestbox.guest.v1.ListRequest
-	13, // 41: nestbox.guest.v1.GuestService.Get:input_type -> nestbox.guest.v1.GetRequest
-	15, // 42: nestbox.guest.v1.GuestService.Wait:input_type -> nestbox.guest.v1.WaitRequest
-	17, // 43: nestbox.guest.v1.GuestService.Attach:input_type -> nestbox.guest.v1.AttachRequest
-	19, // 44: nestbox.guest.v1.GuestService.WriteStdin:input_type -> nestbox.guest.v1.WriteStdinRequest
-	21, // 45: nestbox.guest.v1.GuestService.Signal:input_type -> nestbox.guest.v1.SignalRequest
-	23, // 46: nestbox.guest.v1.GuestService.Kill:input_type -> nestbox.guest.v1.KillRequest
-	25, // 47: nestbox.guest.v1.GuestService.KillBiggest:input_type -> nestbox.guest.v1.KillBiggestRequest
-	28, // 48: nestbox.guest.v1.GuestService.ReadFile:input_type -> nestbox.guest.v1.ReadFileRequest
-	30, // 49: nestbox.guest.v1.GuestService.WriteFile:input_type -> nestbox.guest.v1.WriteFileRequest
-	33, // 50: nestbox.guest.v1.GuestService.StatFile:input_type -> nestbox.guest.v1.StatFileRequest
-	35, // 51: nestbox.guest.v1.GuestService.ListFiles:input_type -> nestbox.guest.v1.ListFilesRequest
-	37, // 52: nestbox.guest.v1.GuestService.Mkdir:input_type -> nestbox.guest.v1.MkdirRequest
-	39, // 53: nestbox.guest.v1.GuestService.RemoveFile:input_type -> nestbox.guest.v1.RemoveFileRequest
-	1,  // 54: nestbox.guest.v1.GuestService.Ping:output_type -> nestbox.guest.v1.PingResponse
-	10, // 55: nestbox.guest.v1.GuestService.Start:output_type -> nestbox.guest.v1.StartResponse
-	12, // 56: nestbox.guest.v1.GuestService.List:output_type -> nestbox.guest.v1.ListResponse
-	14, // 57: nestbox.guest.v1.GuestService.Get:output_type -> nestbox.guest.v1.GetResponse
-	16, // 58: nestbox.guest.v1.GuestService.Wait:output_type -> nestbox.guest.v1.WaitResponse
-	18, // 59: nestbox.guest.v1.GuestService.Attach:output_type -> nestbox.guest.v1.AttachResponse
-	20, // 60: nestbox.guest.v1.GuestService.WriteStdin:output_type -> nestbox.guest.v1.WriteStdinResponse
-	22, // 61: nestbox.guest.v1.GuestService.Signal:output_type -> nestbox.guest.v1.SignalResponse
-	24, // 62: nestbox.guest.v1.GuestService.Kill:output_type -> nestbox.guest.v1.KillResponse
-	26, // 63: nestbox.guest.v1.GuestService.KillBiggest:output_type -> nestbox.guest.v1.KillBiggestResponse
-	29, // 64: nestbox.guest.v1.GuestService.ReadFile:output_type -> nestbox.guest.v1.ReadFileResponse
-	32, // 65: nestbox.guest.v1.GuestService.WriteFile:output_type -> nestbox.guest.v1.WriteFileResponse
-	34, // 66: nestbox.guest.v1.GuestService.StatFile:output_type -> nestbox.guest.v1.StatFileResponse
-	36, // 67: nestbox.guest.v1.GuestService.ListFiles:output_type -> nestbox.guest.v1.ListFilesResponse
-	38, // 68: nestbox.guest.v1.GuestService.Mkdir:output_type -> nestbox.guest.v1.MkdirResponse
-	40, // 69: nestbox.guest.v1.GuestService.RemoveFile:output_type -> nestbox.guest.v1.RemoveFileResponse
-	54, // [54:70] is the sub-list for method output_type
-	38, // [38:54] is the sub-list for method input_type
-	38, // [38:38] is the sub-list for extension type_name
-	38, // [38:38] is the sub-list for extension extendee
-	0,  // [0:38] is the sub-list for field type_name
+	51, // 0: nestbox.guest.v1.PingResponse.started_at:type_name -> google.protobuf.Timestamp
+	45, // 1: nestbox.guest.v1.ProcessSpec.env:type_name -> nestbox.guest.v1.ProcessSpec.EnvEntry
+	52, // 2: nestbox.guest.v1.ProcessSpec.timeout:type_name -> google.protobuf.Duration
+	4,  // 3: nestbox.guest.v1.ProcessSpec.terminal:type_name -> nestbox.guest.v1.Terminal
+	51, // 4: nestbox.guest.v1.Process.started_at:type_name -> google.protobuf.Timestamp
+	7,  // 5: nestbox.guest.v1.Process.exit:type_name -> nestbox.guest.v1.Exit
+	6,  // 6: nestbox.guest.v1.Process.output:type_name -> nestbox.guest.v1.OutputState
+	4,  // 7: nestbox.guest.v1.Process.terminal:type_name -> nestbox.guest.v1.Terminal
+	51, // 8: nestbox.guest.v1.Exit.at:type_name -> google.protobuf.Timestamp
+	46, // 9: nestbox.guest.v1.OutputEvent.data:type_name -> nestbox.guest.v1.OutputEvent.Data
+	47, // 10: nestbox.guest.v1.OutputEvent.gap:type_name -> nestbox.guest.v1.OutputEvent.Gap
+	48, // 11: nestbox.guest.v1.OutputEvent.exit:type_name -> nestbox.guest.v1.OutputEvent.ExitEvent
+	49, // 12: nestbox.guest.v1.OutputEvent.closed:type_name -> nestbox.guest.v1.OutputEvent.Closed
+	50, // 13: nestbox.guest.v1.OutputEvent.alive:type_name -> nestbox.guest.v1.OutputEvent.Alive
+	3,  // 14: nestbox.guest.v1.StartRequest.spec:type_name -> nestbox.guest.v1.ProcessSpec
+	9,  // 15: nestbox.guest.v1.StartRequest.attach:type_name -> nestbox.guest.v1.AttachOptions
+	5,  // 16: nestbox.guest.v1.StartResponse.started:type_name -> nestbox.guest.v1.Process
+	10, // 17: nestbox.guest.v1.StartResponse.event:type_name -> nestbox.guest.v1.OutputEvent
+	5,  // 18: nestbox.guest.v1.ListResponse.processes:type_name -> nestbox.guest.v1.Process
+	8,  // 19: nestbox.guest.v1.GetRequest.selector:type_name -> nestbox.guest.v1.Selector
+	5,  // 20: nestbox.guest.v1.GetResponse.process:type_name -> nestbox.guest.v1.Process
+	8,  // 21: nestbox.guest.v1.WaitRequest.selector:type_name -> nestbox.guest.v1.Selector
+	5,  // 22: nestbox.guest.v1.WaitResponse.process:type_name -> nestbox.guest.v1.Process
+	8,  // 23: nestbox.guest.v1.AttachRequest.selector:type_name -> nestbox.guest.v1.Selector
+	9,  // 24: nestbox.guest.v1.AttachRequest.attach:type_name -> nestbox.guest.v1.AttachOptions
+	10, // 25: nestbox.guest.v1.AttachResponse.event:type_name -> nestbox.guest.v1.OutputEvent
+	8,  // 26: nestbox.guest.v1.WriteStdinRequest.selector:type_name -> nestbox.guest.v1.Selector
+	8,  // 27: nestbox.guest.v1.ResizeRequest.selector:type_name -> nestbox.guest.v1.Selector
+	8,  // 28: nestbox.guest.v1.SignalRequest.selector:type_name -> nestbox.guest.v1.Selector
+	8,  // 29: nestbox.guest.v1.KillRequest.selector:type_name -> nestbox.guest.v1.Selector
+	52, // 30: nestbox.guest.v1.KillRequest.grace:type_name -> google.protobuf.Duration
+	5,  // 31: nestbox.guest.v1.KillResponse.process:type_name -> nestbox.guest.v1.Process
+	5,  // 32: nestbox.guest.v1.KillBiggestResponse.process:type_name -> nestbox.guest.v1.Process
+	51, // 33: nestbox.guest.v1.FileInfo.modified_at:type_name -> google.protobuf.Timestamp
+	31, // 34: nestbox.guest.v1.ReadFileResponse.info:type_name -> nestbox.guest.v1.FileInfo
+	35, // 35: nestbox.guest.v1.WriteFileRequest.header:type_name -> nestbox.guest.v1.WriteFileHeader
+	31, // 36: nestbox.guest.v1.WriteFileResponse.info:type_name -> nestbox.guest.v1.FileInfo
+	31, // 37: nestbox.guest.v1.StatFileResponse.info:type_name -> nestbox.guest.v1.FileInfo
+	31, // 38: nestbox.guest.v1.ListFilesResponse.entries:type_name -> nestbox.guest.v1.FileInfo
+	31, // 39: nestbox.guest.v1.MkdirResponse.info:type_name -> nestbox.guest.v1.FileInfo
+	0,  // 40: nestbox.guest.v1.OutputEvent.Data.stream:type_name -> nestbox.guest.v1.Stream
+	7,  // 41: nestbox.guest.v1.OutputEvent.ExitEvent.exit:type_name -> nestbox.guest.v1.Exit
+	1,  // 42: nestbox.guest.v1.GuestService.Ping:input_type -> nestbox.guest.v1.PingRequest
+	11, // 43: nestbox.guest.v1.GuestService.Start:input_type -> nestbox.guest.v1.StartRequest
+	13, // 44: nestbox.guest.v1.GuestService.List:input_type -> nestbox.guest.v1.ListRequest
+	15, // 45: nestbox.guest.v1.GuestService.Get:input_type -> nestbox.guest.v1.GetRequest
+	17, // 46: nestbox.guest.v1.GuestService.Wait:input_type -> nestbox.guest.v1.WaitRequest
+	19, // 47: nestbox.guest.v1.GuestService.Attach:input_type -> nestbox.guest.v1.AttachRequest
+	21, // 48: nestbox.guest.v1.GuestService.WriteStdin:input_type -> nestbox.guest.v1.WriteStdinRequest
+	23, // 49: nestbox.guest.v1.GuestService.Resize:input_type -> nestbox.guest.v1.ResizeRequest
+	25, // 50: nestbox.guest.v1.GuestService.Signal:input_type -> nestbox.guest.v1.SignalRequest
+	27, // 51: nestbox.guest.v1.GuestService.Kill:input_type -> nestbox.guest.v1.KillRequest
+	29, // 52: nestbox.guest.v1.GuestService.KillBiggest:input_type -> nestbox.guest.v1.KillBiggestRequest
+	32, // 53: nestbox.guest.v1.GuestService.ReadFile:input_type -> nestbox.guest.v1.ReadFileRequest
+	34, // 54: nestbox.guest.v1.GuestService.WriteFile:input_type -> nestbox.guest.v1.WriteFileRequest
+	37, // 55: nestbox.guest.v1.GuestService.StatFile:input_type -> nestbox.guest.v1.StatFileRequest
+	39, // 56: nestbox.guest.v1.GuestService.ListFiles:input_type -> nestbox.guest.v1.ListFilesRequest
+	41, // 57: nestbox.guest.v1.GuestService.Mkdir:input_type -> nestbox.guest.v1.MkdirRequest
+	43, // 58: nestbox.guest.v1.GuestService.RemoveFile:input_type -> nestbox.guest.v1.RemoveFileRequest
+	2,  // 59: nestbox.guest.v1.GuestService.Ping:output_type -> nestbox.guest.v1.PingResponse
+	12, // 60: nestbox.guest.v1.GuestService.Start:output_type -> nestbox.guest.v1.StartResponse
+	14, // 61: nestbox.guest.v1.GuestService.List:output_type -> nestbox.guest.v1.ListResponse
+	16, // 62: nestbox.guest.v1.GuestService.Get:output_type -> nestbox.guest.v1.GetResponse
+	18, // 63: nestbox.guest.v1.GuestService.Wait:output_type -> nestbox.guest.v1.WaitResponse
+	20, // 64: nestbox.guest.v1.GuestService.Attach:output_type -> nestbox.guest.v1.AttachResponse
+	22, // 65: nestbox.guest.v1.GuestService.WriteStdin:output_type -> nestbox.guest.v1.WriteStdinResponse
+	24, // 66: nestbox.guest.v1.GuestService.Resize:output_type -> nestbox.guest.v1.ResizeResponse
+	26, // 67: nestbox.guest.v1.GuestService.Signal:output_type -> nestbox.guest.v1.SignalResponse
+	28, // 68: nestbox.guest.v1.GuestService.Kill:output_type -> nestbox.guest.v1.KillResponse
+	30, // 69: nestbox.guest.v1.GuestService.KillBiggest:output_type -> nestbox.guest.v1.KillBiggestResponse
+	33, // 70: nestbox.guest.v1.GuestService.ReadFile:output_type -> nestbox.guest.v1.ReadFileResponse
+	36, // 71: nestbox.guest.v1.GuestService.WriteFile:output_type -> nestbox.guest.v1.WriteFileResponse
+	38, // 72: nestbox.guest.v1.GuestService.StatFile:output_type -> nestbox.guest.v1.StatFileResponse
+	40, // 73: nestbox.guest.v1.GuestService.ListFiles:output_type -> nestbox.guest.v1.ListFilesResponse
+	42, // 74: nestbox.guest.v1.GuestService.Mkdir:output_type -> nestbox.guest.v1.MkdirResponse
+	44, // 75: nestbox.guest.v1.GuestService.RemoveFile:output_type -> nestbox.guest.v1.RemoveFileResponse
+	59, // [59:76] is the sub-list for method output_type
+	42, // [42:59] is the sub-list for method input_type
+	42, // [42:42] is the sub-list for extension type_name
+	42, // [42:42] is the sub-list for extension extendee
+	0,  // [0:42] is the sub-list for field type_name
 }
 
 func init() { file_nestbox_guest_v1_guest_proto_init() }
@@ -3062,28 +3320,28 @@ func file_nestbox_guest_v1_guest_proto_init() {
 	if File_nestbox_guest_v1_guest_proto != nil {
 		return
 	}
-	file_nestbox_guest_v1_guest_proto_msgTypes[6].OneofWrappers = []any{
+	file_nestbox_guest_v1_guest_proto_msgTypes[7].OneofWrappers = []any{
 		(*Selector_Pid)(nil),
 		(*Selector_Tag)(nil),
 		(*Selector_Id)(nil),
 	}
-	file_nestbox_guest_v1_guest_proto_msgTypes[8].OneofWrappers = []any{
+	file_nestbox_guest_v1_guest_proto_msgTypes[9].OneofWrappers = []any{
 		(*OutputEvent_Data_)(nil),
 		(*OutputEvent_Gap_)(nil),
 		(*OutputEvent_Exit)(nil),
 		(*OutputEvent_Closed_)(nil),
 		(*OutputEvent_Alive_)(nil),
 	}
-	file_nestbox_guest_v1_guest_proto_msgTypes[10].OneofWrappers = []any{
+	file_nestbox_guest_v1_guest_proto_msgTypes[11].OneofWrappers = []any{
 		(*StartResponse_Started)(nil),
 		(*StartResponse_Event)(nil),
 	}
-	file_nestbox_guest_v1_guest_proto_msgTypes[29].OneofWrappers = []any{
+	file_nestbox_guest_v1_guest_proto_msgTypes[32].OneofWrappers = []any{
 		(*ReadFileResponse_Info)(nil),
 		(*ReadFileResponse_Data)(nil),
 		(*ReadFileResponse_Done)(nil),
 	}
-	file_nestbox_guest_v1_guest_proto_msgTypes[30].OneofWrappers = []any{
+	file_nestbox_guest_v1_guest_proto_msgTypes[33].OneofWrappers = []any{
 		(*WriteFileRequest_Header)(nil),
 		(*WriteFileRequest_Data)(nil),
 		(*WriteFileRequest_Done)(nil),
@@ -3093,13 +3351,14 @@ func file_nestbox_guest_v1_guest_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_nestbox_guest_v1_guest_proto_rawDesc), len(file_nestbox_guest_v1_guest_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   47,
+			NumEnums:      1,
+			NumMessages:   50,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_nestbox_guest_v1_guest_proto_goTypes,
 		DependencyIndexes: file_nestbox_guest_v1_guest_proto_depIdxs,
+		EnumInfos:         file_nestbox_guest_v1_guest_proto_enumTypes,
 		MessageInfos:      file_nestbox_guest_v1_guest_proto_msgTypes,
 	}.Build()
 	File_nestbox_guest_v1_guest_proto = out.File

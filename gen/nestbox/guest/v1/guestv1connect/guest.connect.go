@@ -42,6 +42,8 @@ const (
 	GuestServiceAttachProcedure = "/nestbox.guest.v1.GuestService/Attach"
 	// GuestServiceWriteStdinProcedure is the procedure name of the GuestService's WriteStdin RPC.
 	GuestServiceWriteStdinProcedure = "/nestbox.guest.v1.GuestService/WriteStdin"
+	// GuestServiceResizeProcedure is the procedure name of the GuestService's Resize RPC.
+	GuestServiceResizeProcedure = "/nestbox.guest.v1.GuestService/Resize"
 	// GuestServiceSignalProcedure is the procedure name of the GuestService's Signal RPC.
 	GuestServiceSignalProcedure = "/nestbox.guest.v1.GuestService/Signal"
 	// GuestServiceKillProcedure is the procedure name of the GuestService's Kill RPC.
@@ -110,6 +112,13 @@ var (
 			StreamType: connect.StreamTypeUnary,
 			Schema:     v1.File_nestbox_guest_v1_guest_proto.Services().ByName("GuestService").Methods().ByName("WriteStdin"),
 			Procedure:  GuestServiceWriteStdinProcedure,
+		}
+	})
+	guestServiceResizeSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_nestbox_guest_v1_guest_proto.Services().ByName("GuestService").Methods().ByName("Resize"),
+			Procedure:  GuestServiceResizeProcedure,
 		}
 	})
 	guestServiceSignalSpec = sync.OnceValue(func() connect.Spec {
@@ -188,6 +197,7 @@ type GuestServiceClient interface {
 	Wait(context.Context, *v1.WaitRequest) (*v1.WaitResponse, error)
 	Attach(context.Context, *v1.AttachRequest) (GuestServiceAttachClientStream, error)
 	WriteStdin(context.Context, *v1.WriteStdinRequest) (*v1.WriteStdinResponse, error)
+	Resize(context.Context, *v1.ResizeRequest) (*v1.ResizeResponse, error)
 	Signal(context.Context, *v1.SignalRequest) (*v1.SignalResponse, error)
 	Kill(context.Context, *v1.KillRequest) (*v1.KillResponse, error)
 	KillBiggest(context.Context, *v1.KillBiggestRequest) (*v1.KillBiggestResponse, error)
@@ -327,6 +337,7 @@ type GuestServiceHandler interface {
 	Wait(context.Context, *v1.WaitRequest) (*v1.WaitResponse, error)
 	Attach(context.Context, *v1.AttachRequest, GuestServiceAttachServerStream) error
 	WriteStdin(context.Context, *v1.WriteStdinRequest) (*v1.WriteStdinResponse, error)
+	Resize(context.Context, *v1.ResizeRequest) (*v1.ResizeResponse, error)
 	Signal(context.Context, *v1.SignalRequest) (*v1.SignalResponse, error)
 	Kill(context.Context, *v1.KillRequest) (*v1.KillResponse, error)
 	KillBiggest(context.Context, *v1.KillBiggestRequest) (*v1.KillBiggestResponse, error)
@@ -352,6 +363,7 @@ func RegisterGuestServiceHandler(server *connect.Server, svc GuestServiceHandler
 		connect.Method{Spec: guestServiceWaitSpec(), Handler: adapter.wait},
 		connect.Method{Spec: guestServiceAttachSpec(), Handler: adapter.attach},
 		connect.Method{Spec: guestServiceWriteStdinSpec(), Handler: adapter.writeStdin},
+		connect.Method{Spec: guestServiceResizeSpec(), Handler: adapter.resize},
 		connect.Method{Spec: guestServiceSignalSpec(), Handler: adapter.signal},
 		connect.Method{Spec: guestServiceKillSpec(), Handler: adapter.kill},
 		connect.Method{Spec: guestServiceKillBiggestSpec(), Handler: adapter.killBiggest},
@@ -469,6 +481,10 @@ func (UnimplementedGuestServiceHandler) WriteStdin(context.Context, *v1.WriteStd
 	return nil, connect.NewError(connect.CodeUnimplemented, "nestbox.guest.v1.GuestService.WriteStdin is not implemented")
 }
 
+func (UnimplementedGuestServiceHandler) Resize(context.Context, *v1.ResizeRequest) (*v1.ResizeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "nestbox.guest.v1.GuestService.Resize is not implemented")
+}
+
 func (UnimplementedGuestServiceHandler) Signal(context.Context, *v1.SignalRequest) (*v1.SignalResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "nestbox.guest.v1.GuestService.Signal is not implemented")
 }
@@ -560,6 +576,14 @@ func (c *guestServiceClient) Attach(ctx context.Context, req *v1.AttachRequest) 
 func (c *guestServiceClient) WriteStdin(ctx context.Context, req *v1.WriteStdinRequest) (*v1.WriteStdinResponse, error) {
 	var res v1.WriteStdinResponse
 	if err := c.client.CallUnary(ctx, guestServiceWriteStdinSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *guestServiceClient) Resize(ctx context.Context, req *v1.ResizeRequest) (*v1.ResizeResponse, error) {
+	var res v1.ResizeResponse
+	if err := c.client.CallUnary(ctx, guestServiceResizeSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -709,6 +733,18 @@ func (h guestServiceHandler) writeStdin(ctx context.Context, _ connect.Spec, str
 		return err
 	}
 	res, err := h.svc.WriteStdin(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h guestServiceHandler) resize(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.ResizeRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.Resize(ctx, &req)
 	if err != nil {
 		return err
 	}

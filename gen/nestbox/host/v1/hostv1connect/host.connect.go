@@ -9,12 +9,10 @@
 package hostv1connect
 
 import (
-	context "context"
-	sync "sync"
-
 	connect "connectrpc.com/connect/v2"
-
+	context "context"
 	v1 "github.com/nestbox/nestbox/gen/nestbox/host/v1"
+	sync "sync"
 )
 
 const (

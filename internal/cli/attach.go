@@ -14,14 +14,17 @@ import (
 
 func newAttach(a *app) *cobra.Command {
 	var since string
-	var noStdin bool
+	var noStdin, terminal bool
 	cmd := &cobra.Command{
 		Use:   "attach <capsule> <process>",
 		Short: "Follow a process and write to its standard input",
 		Long: `Follow a process, named by its tag or PID, and exit as it does. Its output
 comes from the oldest byte that is kept (or from --since). If its standard input
 is open, it gets what is typed here; an end of input is passed on if there was
-any input. Ctrl-C detaches: the process goes on.`,
+any input. Ctrl-C detaches: the process goes on.
+
+With -t this terminal goes in front of the process's, and shows the last of its output
+again (or what --since says). ` + detachDoc,
 		Args:              cobra.ExactArgs(2),
 		ValidArgsFunction: a.completeProcess,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -34,13 +37,23 @@ any input. Ctrl-C detaches: the process goes on.`,
 			if err != nil {
 				return err
 			}
+			if terminal {
+				if !cmd.Flags().Changed("since") {
+					how.Since = nestbox.Since{Tail: lastScreen}
+				}
+				return a.attachTerminal(cmd.Context(), capsule, args[1], how, !noStdin)
+			}
 			return a.attach(cmd.Context(), capsule, args[1], how, !noStdin)
 		},
 	}
 	cmd.Flags().StringVar(&since, "since", "start", "where to begin: start (the oldest byte kept), now, or a position in bytes")
+	cmd.Flags().BoolVarP(&terminal, "terminal", "t", false, "go in front of the process's terminal")
 	cmd.Flags().BoolVar(&noStdin, "no-stdin", false, "do not pass on standard input")
 	return passesExitCode(cmd)
 }
+
+// lastScreen is how much of its output a terminal shows again, in bytes.
+const lastScreen = 64 << 10
 
 // errDetached is why an attach ended that Ctrl-C ended.
 var errDetached = errors.New("detached")

@@ -18,6 +18,7 @@ import (
 // execFlags are the flags of nestbox exec.
 type execFlags struct {
 	detach, stdin  bool
+	terminal       bool
 	tag, dir, user string
 	env            []string
 	timeout        time.Duration
@@ -34,7 +35,10 @@ connections and restarts of the server, and nestbox exits with its exit code
 kills it and everything it started.
 
 With -d it runs in the background: its tag is printed, which names it for ps,
-logs, attach, wait and kill.`,
+logs, attach, wait and kill.
+
+With -it it runs in a terminal, with this one in front of it: Ctrl-C is a key like any
+other. ` + detachDoc,
 		Example: `  nestbox exec cl-4f -- sh -c 'echo hello; exit 3'
   nestbox exec -d --tag web cl-4f -- python3 -m http.server 8000
   tar c . | nestbox exec -i cl-4f -- tar x -C /srv`,
@@ -45,6 +49,7 @@ logs, attach, wait and kill.`,
 	fl.SetInterspersed(false)
 	fl.BoolVarP(&f.detach, "detach", "d", false, "run in the background")
 	fl.BoolVarP(&f.stdin, "stdin", "i", false, "pass on standard input; with -d: keep it open for later")
+	fl.BoolVarP(&f.terminal, "terminal", "t", false, "run it in a terminal; with -i: this one in front of it")
 	fl.StringVar(&f.tag, "tag", "", "name of the process (default a new one)")
 	fl.StringArrayVarP(&f.env, "env", "e", nil, "environment variable: K=V, or K for its value here")
 	fl.StringVarP(&f.dir, "workdir", "w", "", "working directory (default the user's home)")
@@ -63,8 +68,17 @@ logs, attach, wait and kill.`,
 		if err != nil {
 			return err
 		}
+		if f.terminal {
+			if a.json && !f.detach {
+				return errors.New("--json goes with no terminal, unless -d is there too")
+			}
+			spec.Terminal = &nestbox.Terminal{}
+		}
 		if f.detach {
 			return a.execDetached(cmd.Context(), capsule, spec)
+		}
+		if f.terminal && f.stdin {
+			return a.execTerminal(cmd.Context(), capsule, spec)
 		}
 		return a.execAttached(cmd.Context(), capsule, spec)
 	}
@@ -122,6 +136,7 @@ func (a *app) execDetached(ctx context.Context, capsule *client.Capsule, spec ne
 func (a *app) execAttached(ctx context.Context, capsule *client.Capsule, spec nestbox.ProcessSpec) error {
 	cmd := capsule.CommandContext(ctx, spec.Cmd, spec.Args...)
 	cmd.Env, cmd.Dir, cmd.User, cmd.Tag, cmd.Timeout = spec.Env, spec.Cwd, spec.User, spec.Tag, spec.Timeout
+	cmd.Terminal = spec.Terminal
 	cmd.Stdout, cmd.Stderr = a.Out, a.Err
 	var captured execJSON
 	if a.json {

@@ -2,11 +2,11 @@ package cli_test
 
 import (
 	"bytes"
+	"io"
 	"os"
 	"os/exec"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -37,7 +37,11 @@ func (s *shell) open(rows, cols uint16, args ...string) *window {
 	w.resize(rows, cols)
 	w.cmd.Stdin, w.cmd.Stdout, w.cmd.Stderr = theirs, theirs, theirs
 	w.cmd.Env = append(w.cmd.Env, "TERM=xterm")
-	w.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	// A child of ours in a session of its own would be taken for an orphan by the envd that
+	// plays the capsule in this process.
+	w.cmd.Args = append([]string{"setsid", "--fork", "--ctty", "--wait"}, w.cmd.Args...)
+	w.cmd.Path, err = exec.LookPath("setsid")
+	require.NoError(s.t, err)
 	require.NoError(s.t, w.cmd.Start())
 	require.NoError(s.t, theirs.Close())
 	return w
@@ -76,10 +80,13 @@ func (w *window) until(text string) {
 	}
 }
 
-// code waits for the end of the program.
+// code reads the rest, and waits for the end of the program.
 func (w *window) code() int {
 	w.t.Helper()
-	_ = w.cmd.Wait()
+	rest, _ := io.ReadAll(w.file) // it ends with an error when the program does
+	w.seen.Write(rest)
+	err := w.cmd.Wait()
+	require.NotNil(w.t, w.cmd.ProcessState, "%v, after %q", err, w.seen.String())
 	return w.cmd.ProcessState.ExitCode()
 }
 
@@ -93,15 +100,15 @@ func TestTerminal(t *testing.T) {
 	w.until("33 77")
 	w.until("xterm")
 	w.until("$ ")
-	w.typeIn("trap 'echo got; stty size' WINCH; echo re''ady; read -r x\r")
+	w.typeIn(`echo re''ady; until [ "$(stty size)" = "44 99" ]; do sleep 0.05; done; echo res''ized` + "\r")
 	w.until("ready")
 	w.resize(44, 99)
-	w.typeIn("\r")
-	w.until("44 99")
+	w.until("resized")
 	w.until("$ ")
-	w.typeIn("sleep 1000\r")
-	w.until("sleep 1000\r\n")
+	w.typeIn(`python3 -c 'print("u" + "p", flush=True); import time; time.sleep(1000)'` + "\r")
+	w.until("up\r\n")
 	w.typeIn("\x03")
+	w.until("KeyboardInterrupt")
 	w.until("$ ")
 	s.server.Restart() // it is lost for a moment
 	w.typeIn("X=kept; echo still ther''e\r")

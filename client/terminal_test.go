@@ -17,7 +17,7 @@ func TestTerminal(t *testing.T) {
 	capsule, _ := newCapsule(t)
 	in, keyboard := io.Pipe()
 	var screen bytes.Buffer
-	cmd := capsule.CommandContext(ctx, "sh", "-c", `trap 'stty size' WINCH; echo ready; read -r line; echo "<$line>"; exit 4`)
+	cmd := capsule.CommandContext(ctx, "sh", "-c", `until [ "$(stty size)" = "11 21" ]; do sleep 0.05; done; read -r line; echo "<$line>"; exit 4`)
 	cmd.Terminal, cmd.Stdin, cmd.Stdout = &nestbox.Terminal{Rows: 10, Cols: 20}, in, &screen
 	require.NoError(t, cmd.Start())
 	require.NoError(t, cmd.Process.Resize(ctx, 11, 21))

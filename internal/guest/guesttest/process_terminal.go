@@ -87,7 +87,6 @@ func bash() nestbox.ProcessSpec {
 func testTerminal(t *testing.T, g guest.Processes) {
 	s := openScreen(t, g, shell(`tty; [ -t 0 ] && [ -t 1 ] && [ -t 2 ] && echo all; stty size; echo $TERM; exec 3<>/dev/tty && echo controlling >&3; exit 3`))
 	require.Equal(t, &nestbox.Terminal{Rows: 24, Cols: 80, Term: "xterm-256color"}, s.p.Terminal)
-	require.True(t, s.p.Stdin)
 	exit := s.end()
 	require.Equal(t, 3, exit.Code)
 	lines := strings.Split(s.seen.String(), "\r\n")
@@ -125,6 +124,7 @@ func testTerminal(t *testing.T, g guest.Processes) {
 // raw terminal as they are.
 func testTerminalInput(t *testing.T, g guest.Processes) {
 	s := openScreen(t, g, shell(`echo ready; while read -r line; do echo "<$line>"; done; echo over; trap 'echo int; exit 5' INT; echo waits; while :; do sleep 0.05; done`))
+	require.True(t, s.p.Stdin)
 	s.until("ready\r\n")
 	s.typeIn("on\x7fe\r") // backspace, return
 	s.until("<oe>")
@@ -175,22 +175,33 @@ func testTerminalResize(t *testing.T, g guest.Processes) {
 	requireError(t, nestbox.CodeNotFound, g.Resize(waiting(t), nestbox.Selector{Tag: "nobody"}, 10, 10))
 }
 
-// testTerminalJobs: a shell controls its jobs.
+// testTerminalJobs: a shell controls its jobs. The job says whether it is in front, so that
+// keys meet it and not the shell.
 func testTerminalJobs(t *testing.T, g guest.Processes) {
+	dir := scratch(t, g)
+	output(t, g, "cat > "+dir+`/job <<'EOF'
+import os, time
+was = None
+while True:
+    now = os.tcgetpgrp(0) == os.getpgrp()
+    if now != was:
+        print("in front" if now else "behind", flush=True)
+    was = now
+    time.sleep(0.02)
+EOF`)
 	s := openScreen(t, g, bash())
 	s.until("$ ")
-	s.typeIn(`python3 -c 'print("u" + "p", flush=True); import time; time.sleep(1000)'` + "\r")
-	s.until("up\r\n") // what runs is in front, now, and starts nothing else
+	s.typeIn("python3 " + dir + "/job\r")
+	s.until("in front")
 	s.typeIn("\x1a")
 	s.until("Stopped")
 	s.until("$ ")
-	s.typeIn("jobs; bg; jobs\r")
-	s.until("Running")
-	s.until("$ ")
+	s.typeIn("bg\r")
+	s.until("behind")
 	s.typeIn("fg\r")
-	s.until("fg\r\n")
-	s.until("\r\n") // the shell says what it brings to the front
+	s.until("in front")
 	s.typeIn("\x03")
+	s.until("KeyboardInterrupt")
 	s.until("$ ")
 	s.typeIn("exit 7\r")
 	require.Equal(t, 7, s.end().Code)

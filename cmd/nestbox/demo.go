@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/nestbox/nestbox/internal/demo"
+	"github.com/nestbox/nestbox/internal/egress/world"
 )
 
 func newDemo() *cobra.Command {
@@ -26,6 +27,16 @@ func newDemo() *cobra.Command {
 			if os.Geteuid() != 0 {
 				return errors.New("nestbox demo needs root: it runs a server that makes namespaces, mounts and cgroups")
 			}
+			// What is around a capsule here is the same everywhere, with or without a network.
+			world.InOwnNetwork()
+			around, err := world.Join()
+			if err == nil {
+				err = around.Resolve()
+			}
+			if err != nil {
+				return fmt.Errorf("make a world to try the network in: %w", err)
+			}
+			defer around.Remove()
 			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT)
 			defer stop()
 			dir, err := os.MkdirTemp("", "nestbox-demo-*")

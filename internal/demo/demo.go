@@ -63,6 +63,8 @@ func Run(ctx context.Context, server Server, out io.Writer) (err error) {
 		{"Leave, lose the server to kill -9, come back without losing a byte", (*walk).leaveAndComeBack},
 		{"Ask for an exit code after the fact", (*walk).exitCode},
 		{"Kill a process and everything it started", (*walk).killTree},
+		{"Let it reach one name of the world, and no other", (*walk).network},
+		{"Open a terminal, lose it, come back to it", (*walk).terminal},
 		{"Look around inside: nothing of this machine is there", (*walk).isolation},
 		{"Destroy the capsule", (*walk).destroy},
 	} {

@@ -303,8 +303,10 @@ print("password hashes:", sum("$" in line for line in open("/etc/shadow")) if os
 print("processes:", len(glob.glob("/proc/[0-9]*")))
 for host in "127.0.0.1", "169.254.0.22", "169.254.169.254":
     try:
-        socket.create_connection((host, %s), 1).close()
-        print("reachable:", host)
+        with socket.create_connection((host, %s), 5) as c:
+            c.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+            if c.recv(1):
+                print("reachable:", host)
     except OSError:
         pass`
 
@@ -324,6 +326,81 @@ func (w *walk) isolation(ctx context.Context) error {
 		return errors.New("something of this machine is visible")
 	}
 	w.proves("no home, secret or process of this machine is in there, and no way to its network")
+	return nil
+}
+
+// network uses the world in which the demo runs: the names allowed.test and other.test are
+// of servers there.
+func (w *walk) network(ctx context.Context) error {
+	if _, err := w.capsule.SetNetwork(ctx, nestbox.NetworkPolicy{Allow: []string{"allowed.test"}}); err != nil {
+		return err
+	}
+	out, err := w.sh(ctx, "curl -sS http://allowed.test/; echo; curl -sS -m 10 http://other.test/ 2>&1; true")
+	if err != nil {
+		return err
+	}
+	answer, refused, _ := strings.Cut(out, "\n")
+	w.did("http://allowed.test/ answers: %s", answer)
+	w.did("http://other.test/: %s", oneLine(refused))
+	if !strings.HasSuffix(answer, " allowed.test") || !strings.Contains(refused, "curl:") {
+		return errors.New("the policy was not kept")
+	}
+	report, err := w.capsule.NetworkLog(ctx)
+	if err != nil {
+		return err
+	}
+	for _, f := range report.Recent {
+		verdict := "refused"
+		if f.Verdict.Allowed {
+			verdict = "allowed"
+		}
+		w.did("the log says: %s %s %s", verdict, f.Protocol, f.Name)
+	}
+	w.proves("it reaches the name that it may, and no other; the server's owner sees both")
+	return nil
+}
+
+// terminal types into a shell, leaves it in the middle, and comes back.
+func (w *walk) terminal(ctx context.Context) error {
+	p, err := w.capsule.Processes.Start(ctx, nestbox.ProcessSpec{
+		Cmd: "bash", Args: []string{"--norc", "--noprofile"}, Tag: "shell", Terminal: &nestbox.Terminal{Rows: 24, Cols: 80},
+		Env: map[string]string{"PS1": "$ ", "HISTFILE": ""},
+	})
+	if err != nil {
+		return err
+	}
+	if err := w.typeAndSee(ctx, "MOOD=good; echo $((6 * 7))\r", "42\r\n"); err != nil {
+		return err
+	}
+	w.did("typed into bash in a terminal of 24 rows and 80 columns, pid %d; then hung up without a word", p.PID)
+	if err := w.typeAndSee(ctx, "tty; echo the mood is $MOOD\r", "the mood is good\r\n"); err != nil {
+		return err
+	}
+	w.did("came back, saw the screen as it was, and went on: the mood is good")
+	w.proves("a terminal is a process like any other: it outlives its connection")
+	return w.capsule.Processes.Kill(ctx, "shell", client.Kill{})
+}
+
+// typeAndSee comes to the terminal, types, and leaves when it has seen something.
+func (w *walk) typeAndSee(ctx context.Context, text, want string) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	stream, err := w.capsule.Processes.Attach(ctx, "shell", client.Attach{})
+	if err != nil {
+		return err
+	}
+	defer stream.Close()
+	if err := w.capsule.Processes.WriteStdin(ctx, "shell", []byte(text), false); err != nil {
+		return err
+	}
+	var seen strings.Builder
+	for !strings.Contains(seen.String(), want) {
+		ev, err := stream.Next(ctx)
+		if err != nil {
+			return fmt.Errorf("%w, after %q", err, seen.String())
+		}
+		seen.Write(ev.Data)
+	}
 	return nil
 }
 

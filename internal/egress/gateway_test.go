@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/nestbox/nestbox"
-	"github.com/nestbox/nestbox/internal/egress/egresstest"
+	"github.com/nestbox/nestbox/internal/egress/world"
 	"github.com/nestbox/nestbox/internal/netns"
 )
 
@@ -27,13 +27,13 @@ func (c *capsule) open(p nestbox.NetworkPolicy) {
 // TestPolicy tries every way out under every kind of policy, as programs see it.
 func TestPolicy(t *testing.T) {
 	t.Parallel()
-	for _, row := range egresstest.Table() {
+	for _, row := range world.Table() {
 		t.Run(row.What, func(t *testing.T) {
 			t.Parallel()
 			c := newCapsule(t)
 			c.open(row.Policy)
 			got, err := c.try(row.Try)
-			if row.Want == egresstest.Refused {
+			if row.Want == world.Refused {
 				require.Error(t, err, got)
 			} else {
 				require.NoError(t, err)
@@ -42,7 +42,7 @@ func TestPolicy(t *testing.T) {
 		})
 	}
 	t.Cleanup(func() {
-		w, err := egresstest.Join()
+		w, err := world.Join()
 		require.NoError(t, err)
 		for _, ip := range []string{private, metadata} {
 			require.False(t, w.Seen(ip) || w.Seen("udp "+ip), "%s was reached", ip)

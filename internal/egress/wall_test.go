@@ -11,14 +11,14 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/nestbox/nestbox"
-	"github.com/nestbox/nestbox/internal/egress/egresstest"
+	"github.com/nestbox/nestbox/internal/egress/world"
 )
 
 // TestWall: the host's kernel refuses by itself what no capsule may reach, and nobody
 // else anything.
 func TestWall(t *testing.T) {
 	t.Parallel()
-	_, err := egresstest.Join()
+	_, err := world.Join()
 	require.NoError(t, err)
 	w, other := newWall("a"), newWall("b")
 	require.NotEqual(t, w.mark, other.mark)

@@ -19,7 +19,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/nestbox/nestbox"
-	"github.com/nestbox/nestbox/internal/egress/egresstest"
+	"github.com/nestbox/nestbox/internal/egress/world"
 	"github.com/nestbox/nestbox/internal/netns"
 )
 
@@ -29,11 +29,11 @@ func TestMain(m *testing.M) {
 	if dir := os.Getenv("EGRESS_TEST_SERVICE"); dir != "" {
 		serveDir(dir)
 	}
-	egresstest.InOwnNetwork()
-	const of = "github.com/nestbox/nestbox/internal/egress/egresstest.(*World)." // which lasts as long as the process
+	world.InOwnNetwork()
+	const of = "github.com/nestbox/nestbox/internal/egress/world.(*World)." // which lasts as long as the process
 	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction(of+"accept"), goleak.IgnoreAnyFunction(of+"echoUDP"), goleak.IgnoreAnyFunction(of+"serveNames"),
 		goleak.Cleanup(func(code int) {
-			if w, err := egresstest.Join(); err == nil {
+			if w, err := world.Join(); err == nil {
 				w.Remove()
 			}
 			os.Exit(code)
@@ -42,19 +42,19 @@ func TestMain(m *testing.M) {
 
 // Addresses of the world.
 const (
-	site     = egresstest.Site
-	site2    = egresstest.Site2
-	nameIP   = egresstest.NameServer
-	metadata = egresstest.Metadata
-	private  = egresstest.Private
-	lifted   = egresstest.Lifted
-	hostIP   = egresstest.Host
+	site     = world.Site
+	site2    = world.Site2
+	nameIP   = world.NameServer
+	metadata = world.Metadata
+	private  = world.Private
+	lifted   = world.Lifted
+	hostIP   = world.Host
 )
 
 // capsule is a network namespace that a Gateway serves.
 type capsule struct {
 	t     *testing.T
-	w     *egresstest.World
+	w     *world.World
 	dir   netns.Dir
 	inner string
 	g     *Gateway
@@ -65,7 +65,7 @@ type capsule struct {
 
 func newCapsule(t *testing.T) *capsule {
 	t.Helper()
-	w, err := egresstest.Join()
+	w, err := world.Join()
 	require.NoError(t, err)
 	dir := netns.Dir(filepath.Join(t.TempDir(), "ns"))
 	c := &capsule{t: t, w: w, dir: dir, inner: dir.Inner("c")}
@@ -124,7 +124,7 @@ func (c *capsule) get(scheme, name, ip string) (string, error) {
 	return string(text), err
 }
 
-func (c *capsule) try(a egresstest.Try) (string, error) {
+func (c *capsule) try(a world.Try) (string, error) {
 	switch a.Kind {
 	case "http", "https":
 		return c.get(a.Kind, a.Name, a.Address)

@@ -17,14 +17,14 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/nestbox/nestbox"
-	"github.com/nestbox/nestbox/internal/egress/egresstest"
+	"github.com/nestbox/nestbox/internal/egress/world"
 )
 
 // TestMain runs the tests in a network of their own, with a world beyond it: what
 // capsules reach depends on no machine.
 func TestMain(m *testing.M) {
-	egresstest.InOwnNetwork()
-	w, err := egresstest.Join()
+	world.InOwnNetwork()
+	w, err := world.Join()
 	if err == nil {
 		err = w.Resolve()
 	}
@@ -79,7 +79,7 @@ with ThreadPoolExecutor(20) as pool:
 // newNetworkCapsule creates a capsule with a policy, in which tries can run.
 func (s *server) newNetworkCapsule(policy any) string {
 	s.t.Helper()
-	w, err := egresstest.Join()
+	w, err := world.Join()
 	require.NoError(s.t, err)
 	body := none{}
 	if policy != nil {
@@ -91,7 +91,7 @@ func (s *server) newNetworkCapsule(policy any) string {
 }
 
 // try runs attempts in a capsule.
-func (s *server) try(id string, attempts []egresstest.Try) (answers []string) {
+func (s *server) try(id string, attempts []world.Try) (answers []string) {
 	s.t.Helper()
 	text, err := json.Marshal(attempts)
 	require.NoError(s.t, err)
@@ -105,15 +105,15 @@ func (s *server) try(id string, attempts []egresstest.Try) (answers []string) {
 // requireRows sets each policy of the table on a running capsule, and tries its rows.
 func (s *server) requireRows(id string) {
 	s.t.Helper()
-	groups := map[string][]egresstest.Row{}
-	for _, row := range egresstest.Table() {
+	groups := map[string][]world.Row{}
+	for _, row := range world.Table() {
 		key := fmt.Sprint(row.Policy)
 		groups[key] = append(groups[key], row)
 	}
 	for _, key := range slices.Sorted(maps.Keys(groups)) {
 		rows := groups[key]
 		call[none](s, http.MethodPut, "/v1/capsules/"+id+"/network", rows[0].Policy, 200)
-		attempts := make([]egresstest.Try, len(rows))
+		attempts := make([]world.Try, len(rows))
 		for i, row := range rows {
 			attempts[i] = row.Try
 		}
@@ -146,7 +146,7 @@ func (s *server) egressPID() int {
 const traffic = `while :; do python3 - <<'EOF'
 import socket
 try:
-    with socket.create_connection(("` + egresstest.Site + `", 7777), 5) as s:
+    with socket.create_connection(("` + world.Site + `", 7777), 5) as s:
         s.settimeout(5)
         for i in range(1000):
             s.sendall(b"x" * 1000)
@@ -200,9 +200,9 @@ func TestNetworkPolicy(t *testing.T) {
 // TestNetworkDefaults: what the operator says holds where nobody says otherwise.
 func TestNetworkDefaults(t *testing.T) {
 	t.Parallel()
-	site := []egresstest.Try{{Kind: "http", Name: "allowed.test", Address: egresstest.Site}, {Kind: "tcp", Address: egresstest.Lifted + ":7777"}}
-	reached := egresstest.Site + " allowed.test"
-	open := newServer(t, "--egress-allow", egresstest.Lifted+"/32", "--egress-mbps", "100")
+	site := []world.Try{{Kind: "http", Name: "allowed.test", Address: world.Site}, {Kind: "tcp", Address: world.Lifted + ":7777"}}
+	reached := world.Site + " allowed.test"
+	open := newServer(t, "--egress-allow", world.Lifted+"/32", "--egress-mbps", "100")
 	shut := newServer(t, "--egress", "deny")
 	for what, c := range map[string]struct {
 		s       *server
@@ -236,10 +236,10 @@ func TestNetworkLog(t *testing.T) {
 	t.Parallel()
 	s := newServer(t)
 	id := s.newNetworkCapsule(none{"allow": []string{"*.allowed.test"}})
-	require.Equal(t, egresstest.Site+" www.allowed.test", s.sh(id, "curl -sS http://www.allowed.test/").Stdout)
-	require.Equal(t, egresstest.Site+" www.allowed.test", s.sh(id, "curl -sS --cacert /tmp/ca.pem https://www.allowed.test/").Stdout)
+	require.Equal(t, world.Site+" www.allowed.test", s.sh(id, "curl -sS http://www.allowed.test/").Stdout)
+	require.Equal(t, world.Site+" www.allowed.test", s.sh(id, "curl -sS --cacert /tmp/ca.pem https://www.allowed.test/").Stdout)
 	require.NotZero(t, s.sh(id, "curl -sS http://other.test/").ExitCode, "no lookup")
-	require.NotZero(t, s.sh(id, "curl -sS --resolve other.test:80:"+egresstest.Site2+" http://other.test/").ExitCode)
+	require.NotZero(t, s.sh(id, "curl -sS --resolve other.test:80:"+world.Site2+" http://other.test/").ExitCode)
 	type flow struct {
 		Protocol, Name, Address, Verdict, Rule string
 		Port                                   int
@@ -251,10 +251,10 @@ func TestNetworkLog(t *testing.T) {
 		return !slices.ContainsFunc(got, func(f flow) bool { return f.Open })
 	}, patience, 10*time.Millisecond)
 	for _, want := range []flow{
-		{Protocol: "tcp", Name: "www.allowed.test", Address: egresstest.Site, Verdict: "allowed", Rule: "*.allowed.test", Port: 80},
-		{Protocol: "tcp", Name: "www.allowed.test", Address: egresstest.Site, Verdict: "allowed", Rule: "*.allowed.test", Port: 443},
+		{Protocol: "tcp", Name: "www.allowed.test", Address: world.Site, Verdict: "allowed", Rule: "*.allowed.test", Port: 80},
+		{Protocol: "tcp", Name: "www.allowed.test", Address: world.Site, Verdict: "allowed", Rule: "*.allowed.test", Port: 443},
 		{Protocol: "dns", Name: "other.test", Verdict: "refused", Port: 53},
-		{Protocol: "tcp", Name: "other.test", Address: egresstest.Site2, Verdict: "refused", Port: 80},
+		{Protocol: "tcp", Name: "other.test", Address: world.Site2, Verdict: "refused", Port: 80},
 	} {
 		require.Contains(t, got, want)
 	}
@@ -266,22 +266,22 @@ func TestNetworkLog(t *testing.T) {
 // names, also in capsules that start after a restart.
 func TestBehindAProxy(t *testing.T) {
 	t.Parallel()
-	w, err := egresstest.Join()
+	w, err := world.Join()
 	require.NoError(t, err)
 	ca := filepath.Join(stateDir(t), "ca.pem")
 	require.NoError(t, os.WriteFile(ca, w.RootPEM, 0o600))
 	s := newServer(t, "--capsule-ca", ca)
 	id := s.newCapsule()
 	fetch := `curl -sS https://www.allowed.test/ && echo && python3 -c 'import urllib.request; print(urllib.request.urlopen("https://www.allowed.test/").read().decode())'`
-	answer := egresstest.Site + " www.allowed.test\n"
+	answer := world.Site + " www.allowed.test\n"
 	res := s.sh(id, fetch)
 	require.Equal(t, answer+answer, res.Stdout, res.Stderr)
 	require.Equal(t, "mine", s.sh(id, "SSL_CERT_FILE=mine; printf $SSL_CERT_FILE").Stdout)
 
 	s.kill9()
-	s.args = []string{"--capsule-proxy", "http://" + egresstest.Site + ":80"}
+	s.args = []string{"--capsule-proxy", "http://" + world.Site + ":80"}
 	s.start()
 	id = s.newCapsule()
-	require.Equal(t, egresstest.Site+" nowhere.test", s.sh(id, "curl -sS http://nowhere.test/").Stdout, "the proxy answers for all")
+	require.Equal(t, world.Site+" nowhere.test", s.sh(id, "curl -sS http://nowhere.test/").Stdout, "the proxy answers for all")
 	require.Empty(t, s.sh(id, "set | grep NESTBOX_ENV").Stdout)
 }

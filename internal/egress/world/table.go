@@ -1,4 +1,4 @@
-package egresstest
+package world
 
 import "github.com/nestbox/nestbox"
 

@@ -1,6 +1,6 @@
-// Package egresstest is a world beyond a host, for tests of what capsules reach: servers
-// at public, Private and Metadata addresses, a name server, and certificates for any name.
-package egresstest
+// Package world is a world beyond a host, for tests and the demo of what capsules reach: servers
+// at public, private and metadata addresses, a name server, and certificates for any name.
+package world
 
 import (
 	"bufio"
@@ -35,10 +35,10 @@ import (
 	"github.com/nestbox/nestbox/internal/netns"
 )
 
-// InOwnNetwork is called first of all in TestMain. It returns in a process whose network
+// InOwnNetwork is called first of all, in TestMain for example. It returns in a process whose network
 // and mounts are its own, which plays the host: the one that called exits with its code.
 func InOwnNetwork() {
-	const inside = "NESTBOX_TEST_OWN_NETWORK"
+	const inside = "NESTBOX_OWN_NETWORK"
 	if os.Getenv(inside) == "" {
 		os.Exit(again(inside))
 	}

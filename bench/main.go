@@ -93,6 +93,8 @@ func run(ctx context.Context, args []string) (err error) {
 		{"1,000 readers", (*bench).readers},
 		{"1,000 processes", (*bench).processes},
 		{"kills", (*bench).kills},
+		{"terminal", (*bench).echo},
+		{"egress", (*bench).egress},
 		{"saturated", (*bench).saturated},
 	} {
 		if !strings.Contains(m.name, b.only) {

@@ -38,6 +38,9 @@ func startServer(ctx context.Context, bin, dir string) (*server, error) {
 	}
 	defer log.Close()
 	s := &server{url: "http://" + addr, cmd: exec.Command(bin, "up", "--dir", dir, "--listen", addr, "--log-level", "warn")}
+	if own, err := ownAddress(); err == nil {
+		s.cmd.Args = append(s.cmd.Args, "--egress-allow", own.String()+"/32")
+	}
 	s.cmd.Stdout, s.cmd.Stderr = log, log
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := s.cmd.Start(); err != nil {

@@ -31,8 +31,16 @@ func newWall(dir string) wall {
 	}
 }
 
-// raise puts the wall up, or replaces it.
+// raise puts the wall up, or replaces it. Where the kernel cannot tell its own addresses
+// (nft_fib), those outside of never are left to the process.
 func (w wall) raise(lifted []netip.Prefix) error {
+	if w.build(lifted, true) == nil {
+		return nil
+	}
+	return w.build(lifted, false)
+}
+
+func (w wall) build(lifted []netip.Prefix, own bool) error {
 	c, err := nftables.New()
 	if err != nil {
 		return err
@@ -58,10 +66,12 @@ func (w wall) raise(lifted []netip.Prefix) error {
 	for _, p := range never {
 		add(toRange(p), expr.VerdictDrop)
 	}
-	add([]expr.Any{ // fib daddr type local
-		&expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)},
-	}, expr.VerdictDrop)
+	if own {
+		add([]expr.Any{ // fib daddr type local
+			&expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)},
+		}, expr.VerdictDrop)
+	}
 	return c.Flush()
 }
 

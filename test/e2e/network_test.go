@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -284,4 +285,23 @@ func TestBehindAProxy(t *testing.T) {
 	id = s.newCapsule()
 	require.Equal(t, world.Site+" nowhere.test", s.sh(id, "curl -sS http://nowhere.test/").Stdout, "the proxy answers for all")
 	require.Empty(t, s.sh(id, "set | grep NESTBOX_ENV").Stdout)
+}
+
+// TestGitClone clones over HTTP and TLS by an allowed name.
+func TestGitClone(t *testing.T) {
+	t.Parallel()
+	w, err := world.Join()
+	require.NoError(t, err)
+	out, err := exec.Command("sh", "-ec", `
+		cd "$1"; git init -q repo; cd repo; echo content > file; git add file
+		git -c user.name=x -c user.email=x@example.com commit -qm first
+		git clone -q --bare . "$2/repo.git"; git -C "$2/repo.git" update-server-info`, "sh", t.TempDir(), w.Files).CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	s := newServer(t)
+	id := s.newNetworkCapsule(none{"allow": []string{"*.allowed.test"}})
+	for scheme, dir := range map[string]string{"http": "a", "https": "b"} {
+		res := s.sh(id, "export GIT_SSL_CAINFO=/tmp/ca.pem; cd /srv && git clone -q "+scheme+"://www.allowed.test/files/repo.git "+dir+" && cat "+dir+"/file")
+		require.Equal(t, "content\n", res.Stdout, res.Stderr)
+	}
+	require.NotZero(t, s.sh(id, "git clone -q http://other.test/files/repo.git /srv/c").ExitCode)
 }

@@ -95,6 +95,7 @@ var zone = map[string][]string{
 type World struct {
 	Roots   *x509.CertPool
 	RootPEM []byte
+	Files   string // a directory, which is served at /files/
 
 	dir  netns.Dir
 	path string // of its namespace
@@ -129,7 +130,7 @@ func newWorld() (*World, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &World{dir: netns.Dir(dir), path: netns.Dir(dir).Inner("world"), Roots: x509.NewCertPool()}
+	w := &World{dir: netns.Dir(dir), path: netns.Dir(dir).Inner("world"), Roots: x509.NewCertPool(), Files: filepath.Join(dir, "files")}
 	if err := netns.Dir(dir).Create("world"); err != nil { // of which the one half is used
 		return nil, err
 	}
@@ -261,16 +262,30 @@ func (w *World) has(list *[]string, prefix string) bool {
 	return slices.ContainsFunc(*list, func(s string) bool { return strings.HasPrefix(s, prefix) })
 }
 
-// answerHTTP says where it was reached, and by what name.
+// answerHTTP says where it was reached, and by what name, or gives a file.
 func (w *World) answerHTTP(conn net.Conn) {
 	defer conn.Close()
 	req, err := http.ReadRequest(bufio.NewReader(conn))
 	if err != nil {
 		return
 	}
+	if name, ok := strings.CutPrefix(req.URL.Path, "/files/"); ok {
+		w.answerFile(conn, name)
+		return
+	}
 	host, _, _ := net.SplitHostPort(conn.LocalAddr().String())
 	text := fmt.Sprintf("%s %s", host, req.Host)
 	fmt.Fprintf(conn, "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s", len(text), text)
+}
+
+func (w *World) answerFile(conn net.Conn, name string) {
+	data, err := os.ReadFile(filepath.Join(w.Files, filepath.Clean("/"+name)))
+	status := "200 OK"
+	if err != nil {
+		status = "404 Not Found"
+	}
+	fmt.Fprintf(conn, "HTTP/1.1 %s\r\nConnection: close\r\nContent-Length: %d\r\n\r\n", status, len(data))
+	_, _ = conn.Write(data)
 }
 
 func (w *World) echo(conn net.Conn) {

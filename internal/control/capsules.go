@@ -38,8 +38,12 @@ const (
 // in StateError with the reason, unless it never got as far.
 func (c *Capsules) Create(ctx context.Context, by Caller, spec nestbox.CapsuleSpec) (nestbox.Capsule, error) {
 	spec = spec.WithDefaults()
-	if err := c.limitSpeed(spec.Network); err != nil {
-		return nestbox.Capsule{}, err
+	if spec.Network != nil {
+		policy, err := c.limitSpeed(*spec.Network)
+		if err != nil {
+			return nestbox.Capsule{}, err
+		}
+		spec.Network = &policy
 	}
 	if err := spec.Validate(); err != nil {
 		return nestbox.Capsule{}, err

@@ -36,17 +36,17 @@ func (c *Capsules) networkOf(spec nestbox.CapsuleSpec, host hostagent.Info) (*ne
 	return &nestbox.NetworkPolicy{}, nil
 }
 
-// limitSpeed has a policy keep the operator's limit.
-func (c *Capsules) limitSpeed(p *nestbox.NetworkPolicy) error {
+// limitSpeed returns a policy within the operator's limit. CodeInvalid: more was asked
+// for.
+func (c *Capsules) limitSpeed(p nestbox.NetworkPolicy) (nestbox.NetworkPolicy, error) {
 	most := c.cfg.Network.EgressMbps
-	switch {
-	case p == nil || most == 0:
-	case p.EgressMbps == 0:
-		p.EgressMbps = most
-	case p.EgressMbps > most:
-		return nestbox.Errorf(nestbox.CodeInvalid, "network.egress_mbps is at most %d here, not %d", most, p.EgressMbps)
+	if most > 0 && p.EgressMbps > most {
+		return p, nestbox.Errorf(nestbox.CodeInvalid, "network.egress_mbps is at most %d here, not %d", most, p.EgressMbps)
 	}
-	return nil
+	if p.EgressMbps == 0 {
+		p.EgressMbps = most
+	}
+	return p, nil
 }
 
 // setNetworkIn bounds a change of a policy.
@@ -57,7 +57,8 @@ const setNetworkIn = 30 * time.Second
 // leaves does not stop it. CodeInvalid: policy cannot be meant. CodeInvalidState: the
 // capsule does not run. CodeUnsupported: it has no way out.
 func (c *Capsules) SetNetwork(ctx context.Context, by Caller, id string, policy nestbox.NetworkPolicy) (nestbox.NetworkPolicy, error) {
-	if err := c.limitSpeed(&policy); err != nil {
+	policy, err := c.limitSpeed(policy)
+	if err != nil {
 		return nestbox.NetworkPolicy{}, err
 	}
 	if err := policy.Validate(); err != nil {

@@ -54,3 +54,31 @@ func ValidatePath(p string) error {
 	}
 	return nil
 }
+
+// FileEventType is what has happened to a watched file.
+type FileEventType string
+
+// The types.
+const (
+	// FileCreate: it is new, or was moved here from where nothing is watched.
+	FileCreate FileEventType = "create"
+	// FileWrite: its content was changed, or all of it replaced through the API.
+	FileWrite FileEventType = "write"
+	// FileRemove: it is gone.
+	FileRemove FileEventType = "remove"
+	// FileRename: it has another name now, To, or is where nothing is watched.
+	FileRename FileEventType = "rename"
+	// FileChmod: its mode, owner or times were changed.
+	FileChmod FileEventType = "chmod"
+	// FileOverflow: more happened than is kept for a reader that is slow. What it
+	// was is lost, so that the files have to be looked at again.
+	FileOverflow FileEventType = "overflow"
+)
+
+// FileEvent is one change below a watched path.
+type FileEvent struct {
+	Type      FileEventType
+	Path      string // below the path that is watched, as that was asked for; of an overflow it is that path
+	To        string // of a rename: the new path, if it is watched too
+	Directory bool   // it is a directory
+}

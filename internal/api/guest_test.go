@@ -332,6 +332,7 @@ func (r *scriptedReader) Close() error { return nil }
 type scriptedFiles struct {
 	mu      sync.Mutex
 	content map[string]string
+	watch   guest.FileWatch // of every path that there is
 }
 
 func (f *scriptedFiles) Read(_ context.Context, path string) (io.ReadCloser, nestbox.FileInfo, error) {
@@ -412,6 +413,15 @@ func (f *scriptedFiles) Remove(_ context.Context, path string) error {
 	defer f.mu.Unlock()
 	delete(f.content, path)
 	return nil
+}
+
+func (f *scriptedFiles) Watch(_ context.Context, path string, _ bool) (guest.FileWatch, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if _, ok := f.content[path]; !ok {
+		return nil, nestbox.Errorf(nestbox.CodeNotFound, "no such file or directory: %s", path)
+	}
+	return f.watch, nil
 }
 
 // get returns what a file holds.

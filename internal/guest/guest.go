@@ -52,10 +52,14 @@ const (
 	FeatureKillBiggest Feature = "kill-biggest"
 	// FeatureTerminal: processes can have terminals.
 	FeatureTerminal Feature = "terminal"
+	// FeatureWatch: there is Files.Watch.
+	FeatureWatch Feature = "watch"
 )
 
 // Features are those of this version.
-func Features() []Feature { return []Feature{FeatureProcessID, FeatureKillBiggest, FeatureTerminal} }
+func Features() []Feature {
+	return []Feature{FeatureProcessID, FeatureKillBiggest, FeatureTerminal, FeatureWatch}
+}
 
 // Processes are the processes of a capsule that were started by the API, dead
 // ones included as long as they are remembered.
@@ -179,7 +183,32 @@ type Files interface {
 	// Remove removes path and everything below it. Nothing there is no error.
 	// CodeInvalid for "/" and for mount points that cannot be removed.
 	Remove(ctx context.Context, path string) error
+
+	// Watch tells what happens to path from when it returns: to a file, to a
+	// directory and what is in it, or with recursive to the whole tree below it,
+	// also to what is made there later. A symlink at path is followed, those below
+	// are not. Of a file it is the name that is watched: one that takes its place
+	// is a create. What Write writes is a write (and a create, if it is new). ctx
+	// bounds the call, not the watch, which lives until Close, or until Next fails.
+	//
+	// CodeInvalid: the kernel reports no changes there, as in /proc. CodeExhausted:
+	// those are too many watches, or directories. CodeTooLarge: the tree is too deep.
+	Watch(ctx context.Context, path string, recursive bool) (FileWatch, error)
 }
+
+// FileWatch is a watch of files. It is used by one goroutine at a time.
+type FileWatch interface {
+	// Next returns at least one event, waiting for it if need be, and with it those
+	// that have come, up to MaxWatchBatch. They are valid until the following Next or Close.
+	// io.EOF: what was watched is gone; its removal or renaming was the last event. Any
+	// other error means that the watch is over: those that Watch returns are possible, as
+	// directories come to be.
+	Next(ctx context.Context) ([]nestbox.FileEvent, error)
+	io.Closer
+}
+
+// MaxWatchBatch is how many events FileWatch.Next returns at most.
+const MaxWatchBatch = 256
 
 // Stopper is a reader whose Read another goroutine can end.
 type Stopper interface {

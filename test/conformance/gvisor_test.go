@@ -235,6 +235,11 @@ func TestFiles(t *testing.T) {
 	guesttest.RunFiles(t, newGuest)
 }
 
+func TestWatch(t *testing.T) {
+	t.Parallel()
+	guesttest.RunWatch(t, newGuest)
+}
+
 func TestDial(t *testing.T) {
 	t.Parallel()
 	guesttest.RunDial(t, newGuest)

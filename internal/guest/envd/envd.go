@@ -33,7 +33,7 @@ type Envd struct {
 	version   string
 	startedAt time.Time
 	table     *table
-	files     guest.Files
+	files     *files
 	closeOnce sync.Once
 }
 
@@ -71,10 +71,13 @@ func (e *Envd) Dial(ctx context.Context, port uint16) (net.Conn, error) {
 }
 
 // Close ends all goroutines and waits for them. It kills no process, but
-// nobody reads the output of those that live any more. Readers and waiting
+// nobody reads the output of those that live any more. Readers, watches and waiting
 // calls fail with CodeUnavailable.
 func (e *Envd) Close() error {
-	e.closeOnce.Do(e.table.close)
+	e.closeOnce.Do(func() {
+		e.files.watcher.Close()
+		e.table.close()
+	})
 	return nil
 }
 

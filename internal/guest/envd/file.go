@@ -14,6 +14,7 @@ import (
 
 	"github.com/nestbox/nestbox"
 	"github.com/nestbox/nestbox/internal/guest"
+	"github.com/nestbox/nestbox/internal/guest/filewatch"
 )
 
 // files are the files of the machine that envd runs on, with envd's rights.
@@ -22,11 +23,14 @@ import (
 // wrong, and so cannot be asked for: the API's paths are UTF-8.
 type files struct {
 	accounts *accounts
+	watcher  *filewatch.Watcher
 }
 
 var _ guest.Files = (*files)(nil)
 
-func newFiles() guest.Files { return &files{accounts: newAccounts("/etc")} }
+func newFiles() *files {
+	return &files{accounts: newAccounts("/etc"), watcher: filewatch.New(filewatch.Limits{})}
+}
 
 // Read implements guest.Files. The FileInfo is that of the opened file, also
 // behind a symlink. Reading fails once ctx has ended.
@@ -141,6 +145,19 @@ func (f *files) Remove(ctx context.Context, path string) error {
 		return nestbox.Errorf(nestbox.CodeInvalid, "%s cannot be removed: it is or holds a mount point", path)
 	}
 	return fileError(path, err)
+}
+
+// Watch implements guest.Files.
+func (f *files) Watch(ctx context.Context, path string, recursive bool) (guest.FileWatch, error) {
+	path, err := cleanPath(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	w, err := f.watcher.Watch(path, recursive)
+	if err != nil {
+		return nil, err
+	}
+	return w, nil
 }
 
 // kernelsOwn reports whether path is in a file system that shows the kernel's

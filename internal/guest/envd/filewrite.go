@@ -13,6 +13,7 @@ import (
 
 	"github.com/nestbox/nestbox"
 	"github.com/nestbox/nestbox/internal/guest"
+	"github.com/nestbox/nestbox/internal/guest/filewatch"
 )
 
 // copyBuffer is large because every system call is expensive inside a sandbox.
@@ -78,6 +79,7 @@ type owner struct{ uid, gid int }
 type attributes struct {
 	owner *owner
 	mode  uint32
+	isNew bool
 }
 
 // attributes returns those of an existing file, or what opts ask for.
@@ -93,7 +95,7 @@ func (f *files) attributes(path string, opts guest.WriteOptions) (attributes, er
 	if !errors.Is(err, fs.ErrNotExist) {
 		return attributes{}, err
 	}
-	attr := attributes{mode: opts.Mode & 0o7777}
+	attr := attributes{mode: opts.Mode & 0o7777, isNew: true}
 	if attr.mode == 0 {
 		attr.mode = 0o644
 	}
@@ -107,7 +109,11 @@ func (f *files) attributes(path string, opts guest.WriteOptions) (attributes, er
 
 // replace puts all of r into a new file and that in the place of path.
 func replace(ctx context.Context, path string, r io.Reader, attr attributes) error {
-	temp, err := os.CreateTemp(filepath.Dir(path), ".nestbox-*")
+	prefix := filewatch.TempWrite
+	if attr.isNew {
+		prefix = filewatch.TempCreate
+	}
+	temp, err := os.CreateTemp(filepath.Dir(path), prefix+"*")
 	if err != nil {
 		return err
 	}

@@ -21,3 +21,8 @@ func TestProcesses(t *testing.T) {
 	t.Parallel()
 	guesttest.RunProcesses(t, newGuest)
 }
+
+func TestWatch(t *testing.T) {
+	t.Parallel()
+	guesttest.RunWatch(t, newGuest)
+}

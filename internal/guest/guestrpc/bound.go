@@ -26,6 +26,7 @@ const (
 	maxEvent  = maxData + 64<<10   // a message of an output stream
 	maxChunk  = fileChunk + 64<<10 // of a file's content
 	maxNames  = 2 * listChunkBytes // of a listing of files
+	maxWatch  = 128 << 10          // the events of a watch that come at once
 )
 
 // answerLimits are by procedure; others are maxSmall.
@@ -39,6 +40,7 @@ var answerLimits = map[string]int{
 	guestv1connect.GuestServiceAttachProcedure:      maxEvent,
 	guestv1connect.GuestServiceReadFileProcedure:    maxChunk,
 	guestv1connect.GuestServiceListFilesProcedure:   maxNames,
+	guestv1connect.GuestServiceWatchFilesProcedure:  maxWatch,
 }
 
 func answerLimit(procedure string) int {

@@ -75,6 +75,11 @@ func TestProcesses(t *testing.T) {
 	guesttest.RunProcesses(t, guests["TwoHops"])
 }
 
+func TestWatch(t *testing.T) {
+	t.Parallel()
+	guesttest.RunWatch(t, guests["TwoHops"])
+}
+
 func TestDial(t *testing.T) {
 	t.Parallel()
 	for name, newGuest := range guests {

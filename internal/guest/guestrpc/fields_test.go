@@ -25,6 +25,9 @@ func TestEveryFieldTravels(t *testing.T) {
 	file := fieldtest.Fill[nestbox.FileInfo](t)
 	require.Equal(t, file, fileFromWire(overWire(t, fileToWire(file))))
 
+	event := fieldtest.Fill[nestbox.FileEvent](t)
+	require.Equal(t, event, fileEventFromWire(overWire(t, fileEventToWire(event))))
+
 	attach := fieldtest.Fill[guest.Attach](t)
 	require.Equal(t, attach, attachFromWire(overWire(t, attachToWire(attach))))
 

@@ -65,9 +65,10 @@ func (h handler) Attach(ctx context.Context, req *guestv1.AttachRequest, stream 
 // says so, and otherwise when TCP gives up on it. (TCP_USER_TIMEOUT would find
 // the latter sooner, but it also cuts off a peer whose window stays shut.)
 func (h handler) forward(ctx context.Context, reader guest.OutputReader, send func(*guestv1.OutputEvent) error) error {
-	s := &eventSender{send: send, every: h.alive}
-	s.start()
-	defer s.stop()
+	out := newOutflow(h.alive, func() error {
+		return send(&guestv1.OutputEvent{Event: &guestv1.OutputEvent_Alive_{Alive: &guestv1.OutputEvent_Alive{}}})
+	})
+	defer out.stop()
 	var encoder eventEncoder
 	for {
 		event, err := reader.Next(ctx)
@@ -80,57 +81,58 @@ func (h handler) forward(ctx context.Context, reader guest.OutputReader, send fu
 		for len(event.Data) > maxData {
 			head := event
 			head.Data = event.Data[:maxData]
-			if err := s.sendEvent(encoder.encode(head)); err != nil {
+			if err := out.send(func() error { return send(encoder.encode(head)) }); err != nil {
 				return err
 			}
 			event.Data = event.Data[maxData:]
 			event.Offset += maxData
 		}
-		if err := s.sendEvent(encoder.encode(event)); err != nil {
+		if err := out.send(func() error { return send(encoder.encode(event)) }); err != nil {
 			return err
 		}
 	}
 }
 
-// eventSender sends events, and alive events into the silence between them.
-type eventSender struct {
+// outflow sends messages, and signs of life into the silence between them.
+type outflow struct {
 	mu      sync.Mutex // one message at a time
-	send    func(*guestv1.OutputEvent) error
+	alive   func() error
 	every   time.Duration
 	timer   *time.Timer
 	stopped bool
 }
 
-func (s *eventSender) start() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.timer = time.AfterFunc(s.every, s.sendAlive)
+func newOutflow(every time.Duration, alive func() error) *outflow {
+	o := &outflow{alive: alive, every: every}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.timer = time.AfterFunc(every, o.sendAlive)
+	return o
 }
 
 // stop returns when no message is being sent and none will be.
-func (s *eventSender) stop() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.stopped = true
-	s.timer.Stop()
+func (o *outflow) stop() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.stopped = true
+	o.timer.Stop()
 }
 
-func (s *eventSender) sendEvent(e *guestv1.OutputEvent) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	err := s.send(e)
-	s.timer.Reset(s.every)
+func (o *outflow) send(send func() error) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	err := send()
+	o.timer.Reset(o.every)
 	return err
 }
 
-func (s *eventSender) sendAlive() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.stopped {
+func (o *outflow) sendAlive() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.stopped {
 		return
 	}
-	alive := &guestv1.OutputEvent{Event: &guestv1.OutputEvent_Alive_{Alive: &guestv1.OutputEvent_Alive{}}}
-	if s.send(alive) == nil { // else the connection is lost, and the request's context ends
-		s.timer.Reset(s.every)
+	if o.alive() == nil { // else the connection is lost, and the request's context ends
+		o.timer.Reset(o.every)
 	}
 }

@@ -91,6 +91,7 @@ type scripted struct {
 	read   func(context.Context, string) (io.ReadCloser, nestbox.FileInfo, error)
 	write  func(context.Context, string, io.Reader, guest.WriteOptions) (nestbox.FileInfo, error)
 	list   func(context.Context, string, int) ([]nestbox.FileInfo, error)
+	watch  func(context.Context, string, bool) (guest.FileWatch, error)
 }
 
 func (s *scripted) Ping(ctx context.Context) (guest.Info, error) { return s.ping(ctx) }
@@ -183,4 +184,8 @@ func aFile() nestbox.FileInfo {
 
 func anExit() *nestbox.Exit {
 	return &nestbox.Exit{Reason: nestbox.ReasonExited, At: time.Now().UTC()}
+}
+
+func (f scriptedFiles) Watch(ctx context.Context, path string, recursive bool) (guest.FileWatch, error) {
+	return f.s.watch(ctx, path, recursive)
 }

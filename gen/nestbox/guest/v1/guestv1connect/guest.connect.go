@@ -62,6 +62,8 @@ const (
 	GuestServiceMkdirProcedure = "/nestbox.guest.v1.GuestService/Mkdir"
 	// GuestServiceRemoveFileProcedure is the procedure name of the GuestService's RemoveFile RPC.
 	GuestServiceRemoveFileProcedure = "/nestbox.guest.v1.GuestService/RemoveFile"
+	// GuestServiceWatchFilesProcedure is the procedure name of the GuestService's WatchFiles RPC.
+	GuestServiceWatchFilesProcedure = "/nestbox.guest.v1.GuestService/WatchFiles"
 )
 
 var (
@@ -184,6 +186,13 @@ var (
 			Procedure:  GuestServiceRemoveFileProcedure,
 		}
 	})
+	guestServiceWatchFilesSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeServer,
+			Schema:     v1.File_nestbox_guest_v1_guest_proto.Services().ByName("GuestService").Methods().ByName("WatchFiles"),
+			Procedure:  GuestServiceWatchFilesProcedure,
+		}
+	})
 )
 
 // GuestServiceClient is a client for the nestbox.guest.v1.GuestService service.
@@ -209,6 +218,7 @@ type GuestServiceClient interface {
 	ListFiles(context.Context, *v1.ListFilesRequest) (GuestServiceListFilesClientStream, error)
 	Mkdir(context.Context, *v1.MkdirRequest) (*v1.MkdirResponse, error)
 	RemoveFile(context.Context, *v1.RemoveFileRequest) (*v1.RemoveFileResponse, error)
+	WatchFiles(context.Context, *v1.WatchFilesRequest) (GuestServiceWatchFilesClientStream, error)
 }
 
 // NewGuestServiceClient constructs a client for the nestbox.guest.v1.GuestService service. Multiple
@@ -326,6 +336,26 @@ func (s GuestServiceListFilesClientStream) Close() error {
 	return s.stream.Close()
 }
 
+// GuestServiceWatchFilesClientStream is the client stream for the GuestService's WatchFiles RPC.
+type GuestServiceWatchFilesClientStream struct {
+	stream connect.ClientStream
+}
+
+// Receive returns the next response message from the server.
+func (s GuestServiceWatchFilesClientStream) Receive() (*v1.WatchFilesResponse, error) {
+	var res v1.WatchFilesResponse
+	if err := s.stream.Receive(&res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+// Close releases the stream's resources. It is idempotent and is typically deferred to clean up a
+// stream abandoned before io.EOF.
+func (s GuestServiceWatchFilesClientStream) Close() error {
+	return s.stream.Close()
+}
+
 // GuestServiceHandler is an implementation of the nestbox.guest.v1.GuestService service.
 type GuestServiceHandler interface {
 	Ping(context.Context, *v1.PingRequest) (*v1.PingResponse, error)
@@ -349,6 +379,7 @@ type GuestServiceHandler interface {
 	ListFiles(context.Context, *v1.ListFilesRequest, GuestServiceListFilesServerStream) error
 	Mkdir(context.Context, *v1.MkdirRequest) (*v1.MkdirResponse, error)
 	RemoveFile(context.Context, *v1.RemoveFileRequest) (*v1.RemoveFileResponse, error)
+	WatchFiles(context.Context, *v1.WatchFilesRequest, GuestServiceWatchFilesServerStream) error
 }
 
 // RegisterGuestServiceHandler registers svc as the nestbox.guest.v1.GuestService implementation on
@@ -373,6 +404,7 @@ func RegisterGuestServiceHandler(server *connect.Server, svc GuestServiceHandler
 		connect.Method{Spec: guestServiceListFilesSpec(), Handler: adapter.listFiles},
 		connect.Method{Spec: guestServiceMkdirSpec(), Handler: adapter.mkdir},
 		connect.Method{Spec: guestServiceRemoveFileSpec(), Handler: adapter.removeFile},
+		connect.Method{Spec: guestServiceWatchFilesSpec(), Handler: adapter.watchFiles},
 	)
 }
 
@@ -450,6 +482,21 @@ func (s GuestServiceListFilesServerStream) Send(res *v1.ListFilesResponse) error
 	return s.stream.Send(res)
 }
 
+// GuestServiceWatchFilesServerStream is the server stream for the GuestService's WatchFiles RPC.
+type GuestServiceWatchFilesServerStream struct {
+	stream connect.ServerStream
+}
+
+// SendHeaders flushes the response headers without a message. The first Send does this implicitly.
+func (s GuestServiceWatchFilesServerStream) SendHeaders() error {
+	return s.stream.SendHeaders()
+}
+
+// Send sends a response message to the client.
+func (s GuestServiceWatchFilesServerStream) Send(res *v1.WatchFilesResponse) error {
+	return s.stream.Send(res)
+}
+
 // UnimplementedGuestServiceHandler returns CodeUnimplemented from all methods.
 type UnimplementedGuestServiceHandler struct{}
 
@@ -519,6 +566,10 @@ func (UnimplementedGuestServiceHandler) Mkdir(context.Context, *v1.MkdirRequest)
 
 func (UnimplementedGuestServiceHandler) RemoveFile(context.Context, *v1.RemoveFileRequest) (*v1.RemoveFileResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "nestbox.guest.v1.GuestService.RemoveFile is not implemented")
+}
+
+func (UnimplementedGuestServiceHandler) WatchFiles(context.Context, *v1.WatchFilesRequest, GuestServiceWatchFilesServerStream) error {
+	return connect.NewError(connect.CodeUnimplemented, "nestbox.guest.v1.GuestService.WatchFiles is not implemented")
 }
 
 type guestServiceClient struct {
@@ -659,6 +710,14 @@ func (c *guestServiceClient) RemoveFile(ctx context.Context, req *v1.RemoveFileR
 		return nil, err
 	}
 	return &res, nil
+}
+
+func (c *guestServiceClient) WatchFiles(ctx context.Context, req *v1.WatchFilesRequest) (GuestServiceWatchFilesClientStream, error) {
+	stream, err := c.client.CallServerStream(ctx, guestServiceWatchFilesSpec(), req)
+	if err != nil {
+		return GuestServiceWatchFilesClientStream{}, err
+	}
+	return GuestServiceWatchFilesClientStream{stream: stream}, nil
 }
 
 type guestServiceHandler struct{ svc GuestServiceHandler }
@@ -845,4 +904,12 @@ func (h guestServiceHandler) removeFile(ctx context.Context, _ connect.Spec, str
 		return err
 	}
 	return stream.Send(res)
+}
+
+func (h guestServiceHandler) watchFiles(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.WatchFilesRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	return h.svc.WatchFiles(ctx, &req, GuestServiceWatchFilesServerStream{stream: stream})
 }

@@ -16,6 +16,7 @@ func TestEveryFieldIsRead(t *testing.T) {
 	fieldtest.Matters(t, func(b networkFlowBody) any { return networkLogBody{Recent: []networkFlowBody{b}}.domain() }, "networkFlowBody.Verdict")
 	fieldtest.Matters(t, func(b processBody) any { return b.domain() })
 	fieldtest.Matters(t, func(b entryBody) any { return b.domain() })
+	fieldtest.Matters(t, func(b watchFrame) any { return b.domain() })
 	fieldtest.Matters(t, func(s nestbox.CapsuleSpec) any { return createBodyOf(s) })
 	fieldtest.Matters(t, func(s nestbox.ProcessSpec) any { return execBodyOf(s) })
 }

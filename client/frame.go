@@ -153,6 +153,23 @@ func (c *Client) dial(ctx context.Context, path string, q url.Values) (*streamCo
 
 // read returns the next frame, whose Data is valid until the following read.
 func (s *streamConn) read(ctx context.Context) (frame, error) {
+	msg, err := s.receive(ctx)
+	if err != nil {
+		return frame{}, err
+	}
+	var f frame
+	if f, s.data, err = parseFrame(msg, s.data); err != nil {
+		return f, noFrame(err)
+	}
+	return f, nil
+}
+
+func noFrame(err error) error {
+	return &Error{Err: nestbox.Errorf(nestbox.CodeUnavailable, "the stream carried something that is no frame: %w", err)}
+}
+
+// receive returns the next message, which is valid until the following one.
+func (s *streamConn) receive(ctx context.Context) ([]byte, error) {
 	s.reading.Store(true)
 	defer s.reading.Store(false)
 	_, r, err := s.ws.Reader(ctx)
@@ -161,15 +178,10 @@ func (s *streamConn) read(ctx context.Context) (frame, error) {
 		_, err = s.msg.ReadFrom(r)
 	}
 	if err != nil {
-		return frame{}, &Error{Err: nestbox.Errorf(nestbox.CodeUnavailable, "the stream was cut off: %w", err)}
+		return nil, &Error{Err: nestbox.Errorf(nestbox.CodeUnavailable, "the stream was cut off: %w", err)}
 	}
 	s.frames.Add(1)
-	var f frame
-	f, s.data, err = parseFrame(s.msg.Bytes(), s.data)
-	if err != nil {
-		return f, &Error{Err: nestbox.Errorf(nestbox.CodeUnavailable, "the stream carried something that is no frame: %w", err)}
-	}
-	return f, nil
+	return s.msg.Bytes(), nil
 }
 
 // write sends a message.

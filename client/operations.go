@@ -37,6 +37,7 @@ var Operations = map[string]string{
 	"statFile":        "Files.Stat",
 	"makeDirectory":   "Files.Mkdir",
 	"removeFile":      "Files.Remove",
+	"watchFiles":      "Files.Watch",
 
 	"signPortURL": "Ports.URL",
 

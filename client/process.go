@@ -69,7 +69,7 @@ func (p *Processes) startedAnyway(ctx context.Context, tag string, own bool, cau
 		if err == nil {
 			return proc, nil
 		}
-		if !p.mayComeBack(ctx, err) || !wait.next(ctx) {
+		if !p.c.mayComeBack(ctx, p.capsule, err) || !wait.next(ctx) {
 			return nestbox.Process{}, cause
 		}
 	}
@@ -143,7 +143,7 @@ func (p *Processes) Wait(ctx context.Context, sel string) (nestbox.Process, erro
 			if proc.ID != 0 {
 				sel = selector(proc.ID) // and no other one
 			}
-		case !p.mayComeBack(ctx, err):
+		case !p.c.mayComeBack(ctx, p.capsule, err):
 			return nestbox.Process{}, err
 		default:
 			if lost == nil {
@@ -164,10 +164,10 @@ func firstError(ctx context.Context, err error) error {
 	return err
 }
 
-// mayComeBack reports whether a process that cannot be reached because of err
-// may be reachable later: the server or the host is away, or the capsule is
+// mayComeBack reports whether what is in a capsule and cannot be reached because of
+// err may be reachable later: the server or the host is away, or the capsule is
 // known to be alive and merely not reachable.
-func (p *Processes) mayComeBack(ctx context.Context, err error) bool {
+func (c *Client) mayComeBack(ctx context.Context, capsule string, err error) bool {
 	if ctx.Err() != nil {
 		return false
 	}
@@ -175,11 +175,11 @@ func (p *Processes) mayComeBack(ctx context.Context, err error) bool {
 	case nestbox.CodeUnavailable, nestbox.CodeGuest, nestbox.CodeTimeout, nestbox.CodeInternal, nestbox.CodeExhausted, nestbox.CodeCanceled:
 		return true
 	case nestbox.CodeInvalidState:
-		capsule, err := p.c.Capsules.Get(ctx, p.capsule)
+		found, err := c.Capsules.Get(ctx, capsule)
 		if err != nil {
 			return nestbox.CodeOf(err) != nestbox.CodeNotFound && ctx.Err() == nil
 		}
-		return capsule.Info.State.Live() && capsule.Info.State != nestbox.StateStopping
+		return found.Info.State.Live() && found.Info.State != nestbox.StateStopping
 	}
 	return false
 }

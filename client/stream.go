@@ -177,7 +177,7 @@ func (s *Stream) pause(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return contextError(ctx)
 	}
-	if !s.procs.mayComeBack(ctx, err) {
+	if !s.procs.c.mayComeBack(ctx, s.procs.capsule, err) {
 		return firstError(ctx, err)
 	}
 	if s.lost == nil {

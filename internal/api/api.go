@@ -127,6 +127,7 @@ func newServer(cfg Config) *server {
 	s.registerProcesses()
 	s.registerStreams()
 	s.registerFiles()
+	s.registerWatch()
 	s.registerTransfers()
 	s.registerPorts()
 	s.registerNetwork()

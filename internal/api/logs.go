@@ -200,12 +200,7 @@ func (t *transcript) gap(ev nestbox.OutputEvent) {
 
 // events writes Server-Sent Events.
 func (t *transcript) events(base64 bool) {
-	h := t.w.Header()
-	h.Set("Content-Type", "text/event-stream")
-	h.Set("Cache-Control", "no-store")
-	h.Set("X-Accel-Buffering", "no") // nginx
-	out := &eventWriter{w: t.w, flush: http.NewResponseController(t.w).Flush}
-	_ = out.comment()
+	out := beginEvents(t.w)
 	stop := out.keepAlive(t.s.cfg.EventInterval)
 	defer stop()
 	frames := newFramer(t.reading.Process.ID, base64, t.only, out.event)
@@ -224,6 +219,32 @@ type eventWriter struct {
 	w     io.Writer
 	flush func() error
 	buf   bytes.Buffer
+}
+
+// beginEvents begins an answer of Server-Sent Events, so that the client knows.
+func beginEvents(w http.ResponseWriter) *eventWriter {
+	h := w.Header()
+	h.Set("Content-Type", "text/event-stream")
+	h.Set("Cache-Control", "no-store")
+	h.Set("X-Accel-Buffering", "no") // nginx
+	e := &eventWriter{w: w, flush: http.NewResponseController(w).Flush}
+	_ = e.comment() // the next event finds out that the client is gone
+	return e
+}
+
+// data writes events that have no id.
+func (e *eventWriter) data(frames ...any) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.buf.Reset()
+	for _, frame := range frames {
+		e.buf.WriteString("data: ")
+		if err := encodeFrame(&e.buf, frame); err != nil {
+			return err
+		}
+		e.buf.WriteString("\n\n")
+	}
+	return e.write()
 }
 
 func (e *eventWriter) event(frame any, at int64) error {

@@ -94,11 +94,8 @@ func (s *server) registerPty() {
 		status: http.StatusSwitchingProtocols, errors: []int{http.StatusUpgradeRequired},
 		sample: `echo '{"type":"start","cmd":"/bin/sh","args":["-c","tty"]}' | websocat -n -H "X-API-Key: $NESTBOX_API_KEY" "$NESTBOX_WS/v1/capsules/$CAPSULE/pty"`,
 	}, s.pty)
-	s.describeSocket(op, ptyStart{}, ptyMessage{})
-	op.Extensions["x-websocket-messages"] = map[string]any{
-		"server": s.schemas(ptyStartedFrame{}, ptyOutputFrame{}, gapFrame{}, ptyExitFrame{}, ptyErrorFrame{}, ptyPingFrame{}),
-		"client": s.schemas(ptyStart{}, ptyMessage{}),
-	}
+	fromServer := []any{ptyStartedFrame{}, ptyOutputFrame{}, gapFrame{}, ptyExitFrame{}, ptyErrorFrame{}, ptyPingFrame{}}
+	s.describeSocket(op, fromServer, ptyStart{}, ptyMessage{})
 }
 
 func (s *server) pty(w http.ResponseWriter, r *http.Request, in *ptyInput) error {

@@ -72,7 +72,7 @@ func (s *server) registerStreams() {
 		status: http.StatusSwitchingProtocols, errors: upgrade,
 		sample: `echo '{"type":"start","cmd":"/bin/sh","args":["-c","echo hello"]}' | websocat -n -H "X-API-Key: $NESTBOX_API_KEY" "$NESTBOX_WS/v1/capsules/$CAPSULE/exec/stream"`,
 	}, s.execStream)
-	s.describeSocket(execOp, execStreamStart{}, execStreamMessage{})
+	s.describeSocket(execOp, processFrames(), execStreamStart{}, execStreamMessage{})
 	attachOp := registerRaw(s, s.open, operation{
 		id: "streamProcess", method: http.MethodGet, path: "/v1/capsules/{id}/processes/{selector}/stream", tag: tag,
 		summary: "Follow a process over a WebSocket",
@@ -81,23 +81,27 @@ func (s *server) registerStreams() {
 		status: http.StatusSwitchingProtocols, errors: upgrade,
 		sample: `websocat -H "X-API-Key: $NESTBOX_API_KEY" "$NESTBOX_WS/v1/capsules/$CAPSULE/processes/web/stream?since=start"`,
 	}, s.processStream)
-	s.describeSocket(attachOp)
+	s.describeSocket(attachOp, processFrames())
 	s.registerLogs()
 	s.registerPty()
 }
 
 // describeSocket puts the messages of a WebSocket into the document, and the
 // security that its handler sees to itself.
-func (s *server) describeSocket(op *huma.Operation, fromClient ...any) {
+func (s *server) describeSocket(op *huma.Operation, fromServer []any, fromClient ...any) {
 	op.Security = []map[string][]string{{schemeKey: {}}, {schemeBearer: {}}}
 	op.Responses["401"] = errorResponse(http.StatusUnauthorized)
 	messages := map[string]any{
-		"server": s.schemas(startFrame{}, outputFrame{}, gapFrame{}, exitFrame{}, closedFrame{}, errorFrame{}),
+		"server": s.schemas(fromServer...),
 	}
 	if len(fromClient) > 0 {
 		messages["client"] = s.schemas(fromClient...)
 	}
 	op.Extensions["x-websocket-messages"] = messages
+}
+
+func processFrames() []any {
+	return []any{startFrame{}, outputFrame{}, gapFrame{}, exitFrame{}, closedFrame{}, errorFrame{}}
 }
 
 func (s *server) processStream(w http.ResponseWriter, r *http.Request, in *processStreamInput) error {

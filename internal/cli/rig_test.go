@@ -115,9 +115,14 @@ func (r *run) interrupt() {
 }
 
 // sees waits until the output contains text.
-func (r *run) sees(text string) {
+func (r *run) sees(text string) { r.awaits(&r.out, text) }
+
+// says waits until what is said beside the output contains text.
+func (r *run) says(text string) { r.awaits(&r.err, text) }
+
+func (r *run) awaits(b *buffer, text string) {
 	r.t.Helper()
-	require.Eventually(r.t, func() bool { return strings.Contains(r.out.String(), text) }, patience, 5*time.Millisecond,
+	require.Eventually(r.t, func() bool { return strings.Contains(b.String(), text) }, patience, 5*time.Millisecond,
 		"waiting for %q", text)
 }
 

@@ -65,6 +65,7 @@ func Run(ctx context.Context, server Server, out io.Writer) (err error) {
 		{"Kill a process and everything it started", (*walk).killTree},
 		{"Let it reach one name of the world, and no other", (*walk).network},
 		{"Open a terminal, lose it, come back to it", (*walk).terminal},
+		{"Watch a directory while a program and the API change it", (*walk).watch},
 		{"Look around inside: nothing of this machine is there", (*walk).isolation},
 		{"Destroy the capsule", (*walk).destroy},
 	} {

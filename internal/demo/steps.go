@@ -413,3 +413,49 @@ func sleep(ctx context.Context, d time.Duration) error {
 		return nil
 	}
 }
+
+func (w *walk) watch(ctx context.Context) error {
+	if _, err := w.capsule.Files.Mkdir(ctx, "/srv/src"); err != nil {
+		return err
+	}
+	watch, err := w.capsule.Files.Watch(ctx, "/srv/src", client.WatchOptions{Recursive: true})
+	if err != nil {
+		return err
+	}
+	defer watch.Close()
+	if _, err := w.sh(ctx, "mkdir -p /srv/src/a/b && echo 1 > /srv/src/a/b/main.py"); err != nil {
+		return err
+	}
+	if err := w.told(ctx, watch, nestbox.FileEvent{Type: nestbox.FileWrite, Path: "/srv/src/a/b/main.py"}); err != nil {
+		return err
+	}
+	if err := w.capsule.Files.Write(ctx, "/srv/src/a/new.txt", strings.NewReader("2\n"), client.WriteOptions{}); err != nil {
+		return err
+	}
+	if err := w.told(ctx, watch, nestbox.FileEvent{Type: nestbox.FileWrite, Path: "/srv/src/a/new.txt"}); err != nil {
+		return err
+	}
+	if _, err := w.sh(ctx, "mv /srv/src/a /srv/src/app"); err != nil {
+		return err
+	}
+	moved := nestbox.FileEvent{Type: nestbox.FileRename, Path: "/srv/src/a", To: "/srv/src/app", Directory: true}
+	if err := w.told(ctx, watch, moved); err != nil {
+		return err
+	}
+	w.proves("what is made in a new directory is seen, although the directory came first")
+	return nil
+}
+
+// told shows what a watch tells, until it tells of last.
+func (w *walk) told(ctx context.Context, watch *client.Watch, last nestbox.FileEvent) error {
+	for {
+		e, err := watch.Next(ctx)
+		if err != nil {
+			return err
+		}
+		w.did("%-6s %s", e.Type, strings.TrimSuffix(e.Path+" -> "+e.To, " -> "))
+		if e == last {
+			return nil
+		}
+	}
+}

@@ -108,7 +108,10 @@ func (w *Watch) replaced(n *node, to rawEvent, temp string) {
 	path := w.shown(n, to.name)
 	_, told := w.told[path]
 	delete(w.told, path)
-	if strings.HasPrefix(temp, TempCreate) && !told {
+	if strings.HasPrefix(temp, TempCreate) {
+		if told { // with its content
+			return
+		}
 		w.created(path, false)
 	}
 	w.wrote(path)

@@ -82,3 +82,19 @@ type FileEvent struct {
 	To        string // of a rename: the new path, if it is watched too
 	Directory bool   // it is a directory
 }
+
+// Compression is how an archive is compressed; "" = not at all.
+type Compression string
+
+// The compressions. What is unpacked says itself how it is compressed.
+const (
+	CompressionGzip Compression = "gzip"
+	CompressionZstd Compression = "zstd"
+)
+
+// Unpacked is what came of unpacking an archive.
+type Unpacked struct {
+	Entries  int64    // files, directories and links
+	Bytes    int64    // of content
+	Warnings []string // what could not be made as it was, at most about a hundred
+}

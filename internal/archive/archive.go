@@ -1,0 +1,91 @@
+// Package archive packs trees of files into tar streams and unpacks such streams,
+// keeping modes, times, links, holes and names as they are, in memory that does not
+// grow with the tree.
+//
+// It knows nothing of capsules and may import the root package only. Pack writes
+// the POSIX format (pax), holes as GNU tar's sparse format 1.0 has them. Unpack
+// reads what archive/tar reads, also compressed by gzip or zstd.
+package archive
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nestbox/nestbox"
+)
+
+// maxWarnings bounds what is told of one archive, beside its end.
+const maxWarnings = 100
+
+// warnings are what went otherwise than was asked for.
+type warnings []string
+
+func (w *warnings) add(format string, args ...any) {
+	switch {
+	case len(*w) < maxWarnings:
+		*w = append(*w, strings.ToValidUTF8(fmt.Sprintf(format, args...), "\uFFFD"))
+	case len(*w) == maxWarnings:
+		*w = append(*w, "and more")
+	}
+}
+
+// kernels reports whether an open directory is in a file system that shows the
+// kernel's state, which is no content of a tree.
+func kernels(fd int) bool {
+	var st unix.Statfs_t
+	if unix.Fstatfs(fd, &st) != nil {
+		return false
+	}
+	switch st.Type {
+	case unix.PROC_SUPER_MAGIC, unix.SYSFS_MAGIC, unix.CGROUP_SUPER_MAGIC, unix.CGROUP2_SUPER_MAGIC, unix.DEVPTS_SUPER_MAGIC:
+		return true
+	}
+	return false
+}
+
+// vanished reports whether err says that a file is no longer there, or no longer
+// of its kind.
+func vanished(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.ELOOP)
+}
+
+// pathError gives an operating system's error its code. An error that has one
+// stays as it is.
+func pathError(path string, err error) error {
+	if _, ours := errors.AsType[*nestbox.Error](err); ours {
+		return err
+	}
+	code := nestbox.CodeGuest
+	errno, _ := errors.AsType[syscall.Errno](err)
+	switch errno {
+	case syscall.ENOENT:
+		return nestbox.Errorf(nestbox.CodeNotFound, "no such file or directory: %s", path)
+	case syscall.EACCES, syscall.EPERM, syscall.EROFS:
+		code = nestbox.CodeDenied
+	case syscall.EEXIST, syscall.EISDIR, syscall.ENOTDIR, syscall.ENOTEMPTY, syscall.ETXTBSY:
+		code = nestbox.CodeConflict
+	case syscall.ENOSPC, syscall.EDQUOT, syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM:
+		code = nestbox.CodeExhausted
+	case syscall.EFBIG:
+		code = nestbox.CodeTooLarge
+	case syscall.EXDEV: // what RESOLVE_BENEATH answers
+		return nestbox.Errorf(nestbox.CodeInvalid, "%s leads out of the directory", path)
+	case syscall.ENAMETOOLONG, syscall.ELOOP, syscall.EINVAL, syscall.EBUSY:
+		code = nestbox.CodeInvalid
+	}
+	return nestbox.Errorf(code, "%s: %w", path, err)
+}
+
+// contextError is the end of ctx as an error of ours.
+func contextError(ctx context.Context) error {
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return nestbox.Errorf(nestbox.CodeTimeout, "time ran out: %w", ctx.Err())
+	}
+	return nestbox.Errorf(nestbox.CodeCanceled, "canceled: %w", ctx.Err())
+}

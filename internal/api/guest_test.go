@@ -3,6 +3,7 @@ package api
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"slices"
@@ -422,6 +423,30 @@ func (f *scriptedFiles) Watch(_ context.Context, path string, _ bool) (guest.Fil
 		return nil, nestbox.Errorf(nestbox.CodeNotFound, "no such file or directory: %s", path)
 	}
 	return f.watch, nil
+}
+
+// Pack packs one file, which is all that there is below a path.
+func (f *scriptedFiles) Pack(_ context.Context, path string, _ guest.PackOptions, w io.Writer, begin func() error) ([]string, error) {
+	content, ok := f.get(path)
+	if !ok {
+		return nil, nestbox.Errorf(nestbox.CodeNotFound, "no such file or directory: %s", path)
+	}
+	if err := begin(); err != nil {
+		return nil, err
+	}
+	if _, err := io.WriteString(w, content); err != nil {
+		return nil, err
+	}
+	if path == "/breaks" {
+		return nil, nestbox.Errorf(nestbox.CodeGuest, "input/output error")
+	}
+	return []string{"of " + path}, nil
+}
+
+// Unpack keeps the archive as it is.
+func (f *scriptedFiles) Unpack(ctx context.Context, path string, r io.Reader, opts guest.UnpackOptions) (nestbox.Unpacked, error) {
+	info, err := f.Write(ctx, path, r, guest.WriteOptions{})
+	return nestbox.Unpacked{Entries: 1, Bytes: info.Size, Warnings: []string{fmt.Sprintf("%+v", opts)}}, err
 }
 
 // get returns what a file holds.

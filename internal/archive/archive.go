@@ -20,8 +20,11 @@ import (
 	"github.com/nestbox/nestbox"
 )
 
-// maxWarnings bounds what is told of one archive, beside its end.
-const maxWarnings = 100
+// Bounds of what is told of one archive, beside its end: how many, and bytes of each.
+const (
+	maxWarnings = 100
+	maxWarning  = 500
+)
 
 // warnings are what went otherwise than was asked for.
 type warnings []string
@@ -29,7 +32,8 @@ type warnings []string
 func (w *warnings) add(format string, args ...any) {
 	switch {
 	case len(*w) < maxWarnings:
-		*w = append(*w, strings.ToValidUTF8(fmt.Sprintf(format, args...), "\uFFFD"))
+		text := fmt.Sprintf(format, args...)
+		*w = append(*w, strings.ToValidUTF8(text[:min(len(text), maxWarning)], "\uFFFD"))
 	case len(*w) == maxWarnings:
 		*w = append(*w, "and more")
 	}

@@ -154,6 +154,8 @@ func (u *unpacker) explain(err error) error {
 	var e *nestbox.Error
 	switch {
 	case errors.As(err, &e):
+	case u.src.err != nil:
+		e = nestbox.Errorf(nestbox.CodeCanceled, "the archive broke off: %w", err)
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		e = nestbox.Errorf(nestbox.CodeInvalid, "the archive is cut off")
 	default:

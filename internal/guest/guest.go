@@ -54,11 +54,13 @@ const (
 	FeatureTerminal Feature = "terminal"
 	// FeatureWatch: there is Files.Watch.
 	FeatureWatch Feature = "watch"
+	// FeatureArchive: there are Files.Pack and Files.Unpack.
+	FeatureArchive Feature = "archive"
 )
 
 // Features are those of this version.
 func Features() []Feature {
-	return []Feature{FeatureProcessID, FeatureKillBiggest, FeatureTerminal, FeatureWatch}
+	return []Feature{FeatureProcessID, FeatureKillBiggest, FeatureTerminal, FeatureWatch, FeatureArchive}
 }
 
 // Processes are the processes of a capsule that were started by the API, dead
@@ -184,6 +186,20 @@ type Files interface {
 	// CodeInvalid for "/" and for mount points that cannot be removed.
 	Remove(ctx context.Context, path string) error
 
+	// Pack writes a tar archive of path to w: of a file or a symlink itself, or of a
+	// directory and all below it. begin is called before that, when it is known that
+	// there is something to pack; nil = not. What vanishes meanwhile is left out. It returns what
+	// could not be packed as it was. An error of w or begin is returned as it is.
+	Pack(ctx context.Context, path string, opts PackOptions, w io.Writer, begin func() error) (warnings []string, err error)
+
+	// Unpack unpacks a tar archive, which may be compressed, into the directory path,
+	// which is made if it is missing. Nothing outside of it is made or changed. What was
+	// unpacked before an error stays, and the error's message says what that is; a
+	// file that was to be replaced by one that did not come whole stays as it was.
+	// CodeInvalid: it is no archive, or is cut off. If r is a Stopper it is stopped as soon
+	// as the answer is known.
+	Unpack(ctx context.Context, path string, r io.Reader, opts UnpackOptions) (nestbox.Unpacked, error)
+
 	// Watch tells what happens to path from when it returns: to a file, to a
 	// directory and what is in it, or with recursive to the whole tree below it,
 	// also to what is made there later. A symlink at path is followed, those below
@@ -194,6 +210,23 @@ type Files interface {
 	// CodeInvalid: the kernel reports no changes there, as in /proc. CodeExhausted:
 	// those are too many watches, or directories. CodeTooLarge: the tree is too deep.
 	Watch(ctx context.Context, path string, recursive bool) (FileWatch, error)
+}
+
+// PackOptions say what is packed, and how.
+type PackOptions struct {
+	// Contents packs what is in a directory, rather than the directory itself, and
+	// follows a symlink to one.
+	Contents    bool
+	Compression nestbox.Compression
+}
+
+// UnpackOptions say how an archive is unpacked.
+type UnpackOptions struct {
+	User       string // owner of everything; "" = root
+	KeepOwners bool   // those that the archive names, by their numbers; User does not count then
+	// KeepKind refuses to put a file where a directory is, or a directory where a
+	// file is. Without, what is there is removed.
+	KeepKind bool
 }
 
 // FileWatch is a watch of files. It is used by one goroutine at a time.

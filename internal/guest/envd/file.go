@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nestbox/nestbox"
+	"github.com/nestbox/nestbox/internal/archive"
 	"github.com/nestbox/nestbox/internal/guest"
 	"github.com/nestbox/nestbox/internal/guest/filewatch"
 )
@@ -158,6 +159,46 @@ func (f *files) Watch(ctx context.Context, path string, recursive bool) (guest.F
 		return nil, err
 	}
 	return w, nil
+}
+
+// Pack implements guest.Files.
+func (f *files) Pack(ctx context.Context, path string, opts guest.PackOptions, w io.Writer, begin func() error) ([]string, error) {
+	path, err := cleanPath(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	names := f.accounts.owners()
+	return archive.Pack(ctx, path, archive.PackOptions{
+		Contents: opts.Contents, Compression: opts.Compression, UserName: names.user, GroupName: names.group,
+	}, w, begin)
+}
+
+// Unpack implements guest.Files.
+func (f *files) Unpack(ctx context.Context, path string, r io.Reader, opts guest.UnpackOptions) (nestbox.Unpacked, error) {
+	path, err := cleanPath(ctx, path)
+	if err != nil {
+		return nestbox.Unpacked{}, err
+	}
+	how := archive.UnpackOptions{KeepOwners: opts.KeepOwners, KeepKind: opts.KeepKind, TempPrefix: filewatch.TempWrite}
+	var by *owner
+	if opts.User != "" {
+		user, err := f.accounts.find(opts.User)
+		if err != nil {
+			return nestbox.Unpacked{}, err
+		}
+		by = &owner{int(user.uid), int(user.gid)}
+		how.Owner = &archive.Owner{UID: by.uid, GID: by.gid}
+	}
+	made, err := makeDirs(path, by)
+	if err != nil {
+		removeDirs(made)
+		return nestbox.Unpacked{}, writeError(path, err)
+	}
+	done, err := archive.Unpack(ctx, path, r, how)
+	if err != nil {
+		removeDirs(made) // unless something was unpacked
+	}
+	return done, err
 }
 
 // kernelsOwn reports whether path is in a file system that shows the kernel's

@@ -27,6 +27,7 @@ const (
 	maxChunk  = fileChunk + 64<<10 // of a file's content
 	maxNames  = 2 * listChunkBytes // of a listing of files
 	maxWatch  = 128 << 10          // the events of a watch that come at once
+	maxWarned = 256 << 10          // what is told of an archive
 )
 
 // answerLimits are by procedure; others are maxSmall.
@@ -40,6 +41,8 @@ var answerLimits = map[string]int{
 	guestv1connect.GuestServiceAttachProcedure:      maxEvent,
 	guestv1connect.GuestServiceReadFileProcedure:    maxChunk,
 	guestv1connect.GuestServiceListFilesProcedure:   maxNames,
+	guestv1connect.GuestServicePackFilesProcedure:   maxChunk,
+	guestv1connect.GuestServiceUnpackFilesProcedure: maxWarned,
 	guestv1connect.GuestServiceWatchFilesProcedure:  maxWatch,
 }
 

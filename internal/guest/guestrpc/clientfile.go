@@ -6,6 +6,7 @@ import (
 	"io"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
@@ -164,37 +165,63 @@ func (f files) Write(ctx context.Context, path string, r io.Reader, opts guest.W
 	if err := checkPath(path); err != nil {
 		return nestbox.FileInfo{}, err
 	}
-	if err := f.client.inStreams.take("streams"); err != nil {
+	data := &guestv1.WriteFileRequest_Data{}
+	message := &guestv1.WriteFileRequest{Message: data}
+	header := &guestv1.WriteFileHeader{Path: path, Mode: opts.Mode, User: opts.User}
+	var res guestv1.WriteFileResponse
+	err := f.client.upload(ctx, guestv1connect.GuestServiceWriteFileProcedure, r, uploadMessages{
+		header: &guestv1.WriteFileRequest{Message: &guestv1.WriteFileRequest_Header{Header: header}},
+		data:   func(b []byte) any { data.Data = b; return message },
+		done:   &guestv1.WriteFileRequest{Message: &guestv1.WriteFileRequest_Done{Done: true}},
+		takes:  callIn,
+	}, &res)
+	if err == nil {
+		err = checkFile(res.GetInfo())
+	}
+	if err != nil {
 		return nestbox.FileInfo{}, err
 	}
-	defer f.client.inStreams.give()
-	callCtx, g := f.client.guard(ctx)
+	return fileFromWire(res.GetInfo()), nil
+}
+
+// uploadMessages are those of one procedure that takes content.
+type uploadMessages struct {
+	header any
+	data   func([]byte) any // may return the same message every time
+	done   any
+	takes  time.Duration // that the server may need for one of data
+}
+
+// upload sends all of r to a procedure, whose answer is res.
+func (c *Client) upload(ctx context.Context, name string, r io.Reader, m uploadMessages, res any) error {
+	if err := c.inStreams.take("streams"); err != nil {
+		return err
+	}
+	defer c.inStreams.give()
+	callCtx, g := c.guard(ctx)
 	defer g.release()
 	g.wait(callIn)
-	call := procedure(guestv1connect.GuestServiceWriteFileProcedure, connect.StreamTypeClient)
-	stream, err := f.client.calls.CallClientStream(callCtx, call)
+	stream, err := c.calls.CallClientStream(callCtx, procedure(name, connect.StreamTypeClient))
 	if err != nil {
-		return nestbox.FileInfo{}, f.client.fromWire(err)
+		return c.fromWire(err)
 	}
 	defer stream.Close()
-	header := &guestv1.WriteFileHeader{Path: path, Mode: opts.Mode, User: opts.User}
-	err = stream.Send(&guestv1.WriteFileRequest{Message: &guestv1.WriteFileRequest_Header{Header: header}})
+	err = stream.Send(m.header)
 	var source content
 	source.Reader = r
 	defer context.AfterFunc(callCtx, source.stop)()
 	// The answer is awaited meanwhile, because one that comes early, such as
 	// that the disk is full, is lost if the connection breaks first.
-	var res guestv1.WriteFileResponse
 	answer := make(chan error, 1)
 	var early atomic.Bool
 	go func() {
-		err := stream.Receive(&res)
+		err := stream.Receive(res)
 		early.Store(callCtx.Err() == nil)
 		source.stop()
 		answer <- err
 	}()
 	if err == nil {
-		err = upload(stream, &source, g)
+		err = send(stream, &source, m, g)
 	}
 	if err != nil && !errors.Is(err, io.EOF) {
 		err = orContext(callCtx, err)
@@ -203,17 +230,14 @@ func (f files) Write(ctx context.Context, path string, r io.Reader, opts guest.W
 		if first := <-answer; answered { // and that is why the source has stopped
 			err = unexpectedEOF(first)
 		}
-		return nestbox.FileInfo{}, f.client.fromWire(err)
+		return c.fromWire(err)
 	}
 	// io.EOF means that the server reads no more: the answer says why.
 	g.wait(workIn)
 	if err := <-answer; err != nil {
-		return nestbox.FileInfo{}, f.client.fromWire(orContext(callCtx, unexpectedEOF(err)))
+		return c.fromWire(orContext(callCtx, unexpectedEOF(err)))
 	}
-	if err := checkFile(res.GetInfo()); err != nil {
-		return nestbox.FileInfo{}, err
-	}
-	return fileFromWire(res.GetInfo()), nil
+	return nil
 }
 
 // content is what is uploaded.
@@ -233,19 +257,16 @@ func (c *content) stop() {
 	}
 }
 
-// upload sends all of r. It returns io.EOF if the server reads no more. Only the
+// send sends all of r. It returns io.EOF if the server reads no more. Only the
 // server is waited for under guard: r is as slow as its sender.
-func upload(stream connect.ClientStream, r *content, g *guard) error {
+func send(stream connect.ClientStream, r *content, m uploadMessages, g *guard) error {
 	buf := make([]byte, minUpload) // it grows with a source that is fast
-	data := &guestv1.WriteFileRequest_Data{}
-	message := &guestv1.WriteFileRequest{Message: data}
 	for {
 		g.rest()
 		n, err := gather(r, buf)
-		g.wait(callIn)
+		g.wait(m.takes)
 		if n > 0 {
-			data.Data = buf[:n]
-			if err := stream.Send(message); err != nil {
+			if err := stream.Send(m.data(buf[:n])); err != nil {
 				return err
 			}
 		}
@@ -255,8 +276,7 @@ func upload(stream connect.ClientStream, r *content, g *guard) error {
 		switch {
 		case err == io.EOF: // only this, bare, is a reader's end
 			r.ended.Store(true)
-			done := &guestv1.WriteFileRequest{Message: &guestv1.WriteFileRequest_Done{Done: true}}
-			if err := stream.Send(done); err != nil {
+			if err := stream.Send(m.done); err != nil {
 				return err
 			}
 			return stream.CloseSend()

@@ -147,7 +147,8 @@ const (
 	outputDataOffset     = 2
 	outputDataData       = 3
 	readFileResponseData = 2
-	writeFileRequestData = 2
+	uploadData           = 2 // of all messages that upload
+	packFilesData        = 2
 )
 
 // decodeEvent reads an OutputEvent message. It returns false for an event that

@@ -54,7 +54,7 @@ func TestFramesAreMessages(t *testing.T) {
 		}
 		for message, field := range map[proto.Message]protowire.Number{
 			&guestv1.ReadFileResponse{Message: &guestv1.ReadFileResponse_Data{Data: want.Data}}: readFileResponseData,
-			&guestv1.WriteFileRequest{Message: &guestv1.WriteFileRequest_Data{Data: want.Data}}: writeFileRequestData,
+			&guestv1.WriteFileRequest{Message: &guestv1.WriteFileRequest_Data{Data: want.Data}}: uploadData,
 		} {
 			value, found, err := received(t, message).bytes(field)
 			require.NoError(t, err)

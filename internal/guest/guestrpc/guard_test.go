@@ -78,7 +78,15 @@ func everything(c *Client) map[string]func(context.Context) error {
 		"FList":  func(ctx context.Context) error { _, err := f.List(ctx, "/f", 1); return err },
 		"Mkdir":  func(ctx context.Context) error { _, err := f.Mkdir(ctx, "/f"); return err },
 		"Remove": func(ctx context.Context) error { return f.Remove(ctx, "/f") },
-		"Watch":  func(ctx context.Context) error { _, err := f.Watch(ctx, "/f", true); return err },
+		"Pack": func(ctx context.Context) error {
+			_, err := f.Pack(ctx, "/f", guest.PackOptions{}, io.Discard, nil)
+			return err
+		},
+		"Unpack": func(ctx context.Context) error {
+			_, err := f.Unpack(ctx, "/f", bytes.NewReader(make([]byte, 64<<20)), guest.UnpackOptions{})
+			return err
+		},
+		"Watch": func(ctx context.Context) error { _, err := f.Watch(ctx, "/f", true); return err },
 	}
 }
 

@@ -55,7 +55,7 @@ func (handler) WriteFile(ctx context.Context, stream guestv1connect.GuestService
 		return nil, rpcerr.ToConnect(nestbox.Errorf(nestbox.CodeInvalid, "an upload begins with a header"))
 	}
 	header := first.GetHeader()
-	info, err := guestOf(ctx).Files().Write(ctx, header.GetPath(), &uploadReader{ctx: ctx, stream: stream}, guest.WriteOptions{
+	info, err := guestOf(ctx).Files().Write(ctx, header.GetPath(), &uploadReader{ctx: ctx, receive: func() (uploadMessage, error) { return stream.Receive() }}, guest.WriteOptions{
 		Mode: header.GetMode(),
 		User: header.GetUser(),
 	})
@@ -69,7 +69,8 @@ func (handler) WriteFile(ctx context.Context, stream guestv1connect.GuestService
 // data of a message is valid until the next one is received.
 func reuseUploads(next connect.ServerFunc) connect.ServerFunc {
 	return func(ctx context.Context, spec connect.Spec, stream connect.ServerStream) error {
-		if spec.Procedure == guestv1connect.GuestServiceWriteFileProcedure {
+		switch spec.Procedure {
+		case guestv1connect.GuestServiceWriteFileProcedure, guestv1connect.GuestServiceUnpackFilesProcedure:
 			stream = &uploadStream{ServerStream: stream}
 		}
 		return next(ctx, spec, stream)
@@ -83,31 +84,42 @@ type uploadStream struct {
 
 // Receive implements connect.ServerStream.
 func (u *uploadStream) Receive(msg any) error {
-	message, ok := msg.(*guestv1.WriteFileRequest)
+	message, ok := msg.(proto.Message)
 	if !ok {
 		return u.ServerStream.Receive(msg)
 	}
 	if err := u.frame.receive(u.ServerStream); err != nil {
 		return err
 	}
-	data, isData, err := u.frame.bytes(writeFileRequestData)
+	data, isData, err := u.frame.bytes(uploadData)
 	switch {
 	case err != nil:
 		return err
-	case isData:
-		message.Message = &guestv1.WriteFileRequest_Data{Data: data}
-		return nil
+	case !isData:
+		return proto.Unmarshal(u.frame.buf, message)
 	}
-	return proto.Unmarshal(u.frame.buf, message)
+	switch message := msg.(type) {
+	case *guestv1.WriteFileRequest:
+		message.Message = &guestv1.WriteFileRequest_Data{Data: data}
+	case *guestv1.UnpackFilesRequest:
+		message.Message = &guestv1.UnpackFilesRequest_Data{Data: data}
+	}
+	return nil
 }
 
 // uploadReader reads the content of an upload. Only the message that says so
 // is its end.
 type uploadReader struct {
-	ctx    context.Context //nolint:containedctx // of the call
-	stream guestv1connect.GuestServiceWriteFileServerStream
-	rest   []byte // of the last message
-	err    error  // sticky
+	ctx     context.Context //nolint:containedctx // of the call
+	receive func() (uploadMessage, error)
+	rest    []byte // of the last message
+	err     error  // sticky
+}
+
+// uploadMessage is a message of an upload after the first.
+type uploadMessage interface {
+	GetData() []byte
+	GetDone() bool
 }
 
 // Stop implements guest.Stopper.
@@ -144,7 +156,7 @@ func (u *uploadReader) WriteTo(w io.Writer) (int64, error) {
 // fill makes rest longer than nothing, or returns why it cannot.
 func (u *uploadReader) fill() error {
 	for len(u.rest) == 0 && u.err == nil {
-		message, err := u.stream.Receive()
+		message, err := u.receive()
 		switch {
 		case errors.Is(err, io.EOF):
 			u.err = guest.ContentError(io.ErrUnexpectedEOF)

@@ -110,8 +110,11 @@ func newOutflow(every time.Duration, alive func() error) *outflow {
 	return o
 }
 
-// stop returns when no message is being sent and none will be.
+// stop returns when no message is being sent and none will be. o may be nil.
 func (o *outflow) stop() {
+	if o == nil {
+		return
+	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.stopped = true

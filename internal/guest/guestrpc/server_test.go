@@ -92,6 +92,7 @@ type scripted struct {
 	write  func(context.Context, string, io.Reader, guest.WriteOptions) (nestbox.FileInfo, error)
 	list   func(context.Context, string, int) ([]nestbox.FileInfo, error)
 	watch  func(context.Context, string, bool) (guest.FileWatch, error)
+	pack   func(context.Context, string, io.Writer, func() error) ([]string, error)
 }
 
 func (s *scripted) Ping(ctx context.Context) (guest.Info, error) { return s.ping(ctx) }
@@ -188,4 +189,13 @@ func anExit() *nestbox.Exit {
 
 func (f scriptedFiles) Watch(ctx context.Context, path string, recursive bool) (guest.FileWatch, error) {
 	return f.s.watch(ctx, path, recursive)
+}
+
+func (f scriptedFiles) Pack(ctx context.Context, path string, _ guest.PackOptions, w io.Writer, begin func() error) ([]string, error) {
+	return f.s.pack(ctx, path, w, begin)
+}
+
+func (f scriptedFiles) Unpack(_ context.Context, _ string, r io.Reader, _ guest.UnpackOptions) (nestbox.Unpacked, error) {
+	n, err := io.Copy(io.Discard, r)
+	return nestbox.Unpacked{Bytes: n}, err
 }

@@ -43,6 +43,9 @@ func RunFiles(t *testing.T, newGuest func(t *testing.T) guest.Guest) {
 		"Names":               testNames,
 		"BadPaths":            testBadPaths,
 		"Concurrent":          testConcurrent,
+		"Archive":             testArchive,
+		"ArchiveContents":     testArchiveContents,
+		"ArchiveFails":        testArchiveFails,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

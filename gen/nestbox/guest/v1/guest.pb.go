@@ -2708,6 +2708,421 @@ func (*RemoveFileResponse) Descriptor() ([]byte, []int) {
 	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{43}
 }
 
+type PackFilesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	Contents      bool                   `protobuf:"varint,2,opt,name=contents,proto3" json:"contents,omitempty"`
+	Compression   string                 `protobuf:"bytes,3,opt,name=compression,proto3" json:"compression,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PackFilesRequest) Reset() {
+	*x = PackFilesRequest{}
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PackFilesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PackFilesRequest) ProtoMessage() {}
+
+func (x *PackFilesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PackFilesRequest.ProtoReflect.Descriptor instead.
+func (*PackFilesRequest) Descriptor() ([]byte, []int) {
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *PackFilesRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *PackFilesRequest) GetContents() bool {
+	if x != nil {
+		return x.Contents
+	}
+	return false
+}
+
+func (x *PackFilesRequest) GetCompression() string {
+	if x != nil {
+		return x.Compression
+	}
+	return ""
+}
+
+type PackFilesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The first message, which says that there is something to pack, and those that
+	// are sent into silence, are empty.
+	//
+	// Types that are valid to be assigned to Message:
+	//
+	//	*PackFilesResponse_Data
+	//	*PackFilesResponse_Result
+	Message       isPackFilesResponse_Message `protobuf_oneof:"message"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PackFilesResponse) Reset() {
+	*x = PackFilesResponse{}
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PackFilesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PackFilesResponse) ProtoMessage() {}
+
+func (x *PackFilesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PackFilesResponse.ProtoReflect.Descriptor instead.
+func (*PackFilesResponse) Descriptor() ([]byte, []int) {
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *PackFilesResponse) GetMessage() isPackFilesResponse_Message {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *PackFilesResponse) GetData() []byte {
+	if x != nil {
+		if x, ok := x.Message.(*PackFilesResponse_Data); ok {
+			return x.Data
+		}
+	}
+	return nil
+}
+
+func (x *PackFilesResponse) GetResult() *PackResult {
+	if x != nil {
+		if x, ok := x.Message.(*PackFilesResponse_Result); ok {
+			return x.Result
+		}
+	}
+	return nil
+}
+
+type isPackFilesResponse_Message interface {
+	isPackFilesResponse_Message()
+}
+
+type PackFilesResponse_Data struct {
+	Data []byte `protobuf:"bytes,2,opt,name=data,proto3,oneof"`
+}
+
+type PackFilesResponse_Result struct {
+	Result *PackResult `protobuf:"bytes,3,opt,name=result,proto3,oneof"` // last
+}
+
+func (*PackFilesResponse_Data) isPackFilesResponse_Message() {}
+
+func (*PackFilesResponse_Result) isPackFilesResponse_Message() {}
+
+type PackResult struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Warnings      []string               `protobuf:"bytes,1,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PackResult) Reset() {
+	*x = PackResult{}
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PackResult) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PackResult) ProtoMessage() {}
+
+func (x *PackResult) ProtoReflect() protoreflect.Message {
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PackResult.ProtoReflect.Descriptor instead.
+func (*PackResult) Descriptor() ([]byte, []int) {
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *PackResult) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
+type UnpackFilesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Message:
+	//
+	//	*UnpackFilesRequest_Header
+	//	*UnpackFilesRequest_Data
+	//	*UnpackFilesRequest_Done
+	Message       isUnpackFilesRequest_Message `protobuf_oneof:"message"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnpackFilesRequest) Reset() {
+	*x = UnpackFilesRequest{}
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnpackFilesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnpackFilesRequest) ProtoMessage() {}
+
+func (x *UnpackFilesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnpackFilesRequest.ProtoReflect.Descriptor instead.
+func (*UnpackFilesRequest) Descriptor() ([]byte, []int) {
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *UnpackFilesRequest) GetMessage() isUnpackFilesRequest_Message {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *UnpackFilesRequest) GetHeader() *UnpackFilesHeader {
+	if x != nil {
+		if x, ok := x.Message.(*UnpackFilesRequest_Header); ok {
+			return x.Header
+		}
+	}
+	return nil
+}
+
+func (x *UnpackFilesRequest) GetData() []byte {
+	if x != nil {
+		if x, ok := x.Message.(*UnpackFilesRequest_Data); ok {
+			return x.Data
+		}
+	}
+	return nil
+}
+
+func (x *UnpackFilesRequest) GetDone() bool {
+	if x != nil {
+		if x, ok := x.Message.(*UnpackFilesRequest_Done); ok {
+			return x.Done
+		}
+	}
+	return false
+}
+
+type isUnpackFilesRequest_Message interface {
+	isUnpackFilesRequest_Message()
+}
+
+type UnpackFilesRequest_Header struct {
+	Header *UnpackFilesHeader `protobuf:"bytes,1,opt,name=header,proto3,oneof"` // first
+}
+
+type UnpackFilesRequest_Data struct {
+	Data []byte `protobuf:"bytes,2,opt,name=data,proto3,oneof"` // as of WriteFileRequest
+}
+
+type UnpackFilesRequest_Done struct {
+	Done bool `protobuf:"varint,3,opt,name=done,proto3,oneof"` // last
+}
+
+func (*UnpackFilesRequest_Header) isUnpackFilesRequest_Message() {}
+
+func (*UnpackFilesRequest_Data) isUnpackFilesRequest_Message() {}
+
+func (*UnpackFilesRequest_Done) isUnpackFilesRequest_Message() {}
+
+type UnpackFilesHeader struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	User          string                 `protobuf:"bytes,2,opt,name=user,proto3" json:"user,omitempty"`
+	KeepOwners    bool                   `protobuf:"varint,3,opt,name=keep_owners,json=keepOwners,proto3" json:"keep_owners,omitempty"`
+	KeepKind      bool                   `protobuf:"varint,4,opt,name=keep_kind,json=keepKind,proto3" json:"keep_kind,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnpackFilesHeader) Reset() {
+	*x = UnpackFilesHeader{}
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnpackFilesHeader) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnpackFilesHeader) ProtoMessage() {}
+
+func (x *UnpackFilesHeader) ProtoReflect() protoreflect.Message {
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnpackFilesHeader.ProtoReflect.Descriptor instead.
+func (*UnpackFilesHeader) Descriptor() ([]byte, []int) {
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *UnpackFilesHeader) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *UnpackFilesHeader) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *UnpackFilesHeader) GetKeepOwners() bool {
+	if x != nil {
+		return x.KeepOwners
+	}
+	return false
+}
+
+func (x *UnpackFilesHeader) GetKeepKind() bool {
+	if x != nil {
+		return x.KeepKind
+	}
+	return false
+}
+
+type UnpackFilesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Entries       int64                  `protobuf:"varint,1,opt,name=entries,proto3" json:"entries,omitempty"`
+	Bytes         int64                  `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	Warnings      []string               `protobuf:"bytes,3,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnpackFilesResponse) Reset() {
+	*x = UnpackFilesResponse{}
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnpackFilesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnpackFilesResponse) ProtoMessage() {}
+
+func (x *UnpackFilesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnpackFilesResponse.ProtoReflect.Descriptor instead.
+func (*UnpackFilesResponse) Descriptor() ([]byte, []int) {
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *UnpackFilesResponse) GetEntries() int64 {
+	if x != nil {
+		return x.Entries
+	}
+	return 0
+}
+
+func (x *UnpackFilesResponse) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *UnpackFilesResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
 type WatchFilesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
@@ -2718,7 +3133,7 @@ type WatchFilesRequest struct {
 
 func (x *WatchFilesRequest) Reset() {
 	*x = WatchFilesRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[44]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2730,7 +3145,7 @@ func (x *WatchFilesRequest) String() string {
 func (*WatchFilesRequest) ProtoMessage() {}
 
 func (x *WatchFilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[44]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2743,7 +3158,7 @@ func (x *WatchFilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchFilesRequest.ProtoReflect.Descriptor instead.
 func (*WatchFilesRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{44}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *WatchFilesRequest) GetPath() string {
@@ -2772,7 +3187,7 @@ type WatchFilesResponse struct {
 
 func (x *WatchFilesResponse) Reset() {
 	*x = WatchFilesResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[45]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2784,7 +3199,7 @@ func (x *WatchFilesResponse) String() string {
 func (*WatchFilesResponse) ProtoMessage() {}
 
 func (x *WatchFilesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[45]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2797,7 +3212,7 @@ func (x *WatchFilesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchFilesResponse.ProtoReflect.Descriptor instead.
 func (*WatchFilesResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{45}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *WatchFilesResponse) GetEvents() []*FileEvent {
@@ -2826,7 +3241,7 @@ type FileEvent struct {
 
 func (x *FileEvent) Reset() {
 	*x = FileEvent{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[46]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2838,7 +3253,7 @@ func (x *FileEvent) String() string {
 func (*FileEvent) ProtoMessage() {}
 
 func (x *FileEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[46]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2851,7 +3266,7 @@ func (x *FileEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileEvent.ProtoReflect.Descriptor instead.
 func (*FileEvent) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{46}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *FileEvent) GetType() string {
@@ -2893,7 +3308,7 @@ type OutputEvent_Data struct {
 
 func (x *OutputEvent_Data) Reset() {
 	*x = OutputEvent_Data{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[48]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2905,7 +3320,7 @@ func (x *OutputEvent_Data) String() string {
 func (*OutputEvent_Data) ProtoMessage() {}
 
 func (x *OutputEvent_Data) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[48]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2952,7 +3367,7 @@ type OutputEvent_Gap struct {
 
 func (x *OutputEvent_Gap) Reset() {
 	*x = OutputEvent_Gap{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[49]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2964,7 +3379,7 @@ func (x *OutputEvent_Gap) String() string {
 func (*OutputEvent_Gap) ProtoMessage() {}
 
 func (x *OutputEvent_Gap) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[49]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3004,7 +3419,7 @@ type OutputEvent_ExitEvent struct {
 
 func (x *OutputEvent_ExitEvent) Reset() {
 	*x = OutputEvent_ExitEvent{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[50]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3016,7 +3431,7 @@ func (x *OutputEvent_ExitEvent) String() string {
 func (*OutputEvent_ExitEvent) ProtoMessage() {}
 
 func (x *OutputEvent_ExitEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[50]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3055,7 +3470,7 @@ type OutputEvent_Closed struct {
 
 func (x *OutputEvent_Closed) Reset() {
 	*x = OutputEvent_Closed{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[51]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3067,7 +3482,7 @@ func (x *OutputEvent_Closed) String() string {
 func (*OutputEvent_Closed) ProtoMessage() {}
 
 func (x *OutputEvent_Closed) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[51]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3100,7 +3515,7 @@ type OutputEvent_Alive struct {
 
 func (x *OutputEvent_Alive) Reset() {
 	*x = OutputEvent_Alive{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[52]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3112,7 +3527,7 @@ func (x *OutputEvent_Alive) String() string {
 func (*OutputEvent_Alive) ProtoMessage() {}
 
 func (x *OutputEvent_Alive) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[52]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3308,7 +3723,33 @@ const file_nestbox_guest_v1_guest_proto_rawDesc = "" +
 	"\x04info\x18\x01 \x01(\v2\x1a.nestbox.guest.v1.FileInfoR\x04info\"'\n" +
 	"\x11RemoveFileRequest\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\"\x14\n" +
-	"\x12RemoveFileResponse\"E\n" +
+	"\x12RemoveFileResponse\"d\n" +
+	"\x10PackFilesRequest\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x1a\n" +
+	"\bcontents\x18\x02 \x01(\bR\bcontents\x12 \n" +
+	"\vcompression\x18\x03 \x01(\tR\vcompression\"l\n" +
+	"\x11PackFilesResponse\x12\x14\n" +
+	"\x04data\x18\x02 \x01(\fH\x00R\x04data\x126\n" +
+	"\x06result\x18\x03 \x01(\v2\x1c.nestbox.guest.v1.PackResultH\x00R\x06resultB\t\n" +
+	"\amessage\"(\n" +
+	"\n" +
+	"PackResult\x12\x1a\n" +
+	"\bwarnings\x18\x01 \x03(\tR\bwarnings\"\x8a\x01\n" +
+	"\x12UnpackFilesRequest\x12=\n" +
+	"\x06header\x18\x01 \x01(\v2#.nestbox.guest.v1.UnpackFilesHeaderH\x00R\x06header\x12\x14\n" +
+	"\x04data\x18\x02 \x01(\fH\x00R\x04data\x12\x14\n" +
+	"\x04done\x18\x03 \x01(\bH\x00R\x04doneB\t\n" +
+	"\amessage\"y\n" +
+	"\x11UnpackFilesHeader\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
+	"\x04user\x18\x02 \x01(\tR\x04user\x12\x1f\n" +
+	"\vkeep_owners\x18\x03 \x01(\bR\n" +
+	"keepOwners\x12\x1b\n" +
+	"\tkeep_kind\x18\x04 \x01(\bR\bkeepKind\"a\n" +
+	"\x13UnpackFilesResponse\x12\x18\n" +
+	"\aentries\x18\x01 \x01(\x03R\aentries\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\x12\x1a\n" +
+	"\bwarnings\x18\x03 \x03(\tR\bwarnings\"E\n" +
 	"\x11WatchFilesRequest\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x1c\n" +
 	"\trecursive\x18\x02 \x01(\bR\trecursive\"]\n" +
@@ -3324,7 +3765,7 @@ const file_nestbox_guest_v1_guest_proto_rawDesc = "" +
 	"\rSTREAM_STDOUT\x10\x00\x12\x11\n" +
 	"\rSTREAM_STDERR\x10\x01\x12\x0e\n" +
 	"\n" +
-	"STREAM_PTY\x10\x022\xae\v\n" +
+	"STREAM_PTY\x10\x022\xe4\f\n" +
 	"\fGuestService\x12E\n" +
 	"\x04Ping\x12\x1d.nestbox.guest.v1.PingRequest\x1a\x1e.nestbox.guest.v1.PingResponse\x12J\n" +
 	"\x05Start\x12\x1e.nestbox.guest.v1.StartRequest\x1a\x1f.nestbox.guest.v1.StartResponse0\x01\x12E\n" +
@@ -3344,7 +3785,9 @@ const file_nestbox_guest_v1_guest_proto_rawDesc = "" +
 	"\tListFiles\x12\".nestbox.guest.v1.ListFilesRequest\x1a#.nestbox.guest.v1.ListFilesResponse0\x01\x12H\n" +
 	"\x05Mkdir\x12\x1e.nestbox.guest.v1.MkdirRequest\x1a\x1f.nestbox.guest.v1.MkdirResponse\x12W\n" +
 	"\n" +
-	"RemoveFile\x12#.nestbox.guest.v1.RemoveFileRequest\x1a$.nestbox.guest.v1.RemoveFileResponse\x12Y\n" +
+	"RemoveFile\x12#.nestbox.guest.v1.RemoveFileRequest\x1a$.nestbox.guest.v1.RemoveFileResponse\x12V\n" +
+	"\tPackFiles\x12\".nestbox.guest.v1.PackFilesRequest\x1a#.nestbox.guest.v1.PackFilesResponse0\x01\x12\\\n" +
+	"\vUnpackFiles\x12$.nestbox.guest.v1.UnpackFilesRequest\x1a%.nestbox.guest.v1.UnpackFilesResponse(\x01\x12Y\n" +
 	"\n" +
 	"WatchFiles\x12#.nestbox.guest.v1.WatchFilesRequest\x1a$.nestbox.guest.v1.WatchFilesResponse0\x01B9Z7github.com/nestbox/nestbox/gen/nestbox/guest/v1;guestv1b\x06proto3"
 
@@ -3361,7 +3804,7 @@ func file_nestbox_guest_v1_guest_proto_rawDescGZIP() []byte {
 }
 
 var file_nestbox_guest_v1_guest_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_nestbox_guest_v1_guest_proto_msgTypes = make([]protoimpl.MessageInfo, 53)
+var file_nestbox_guest_v1_guest_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
 var file_nestbox_guest_v1_guest_proto_goTypes = []any{
 	(Stream)(0),                   // 0: nestbox.guest.v1.Stream
 	(*PingRequest)(nil),           // 1: nestbox.guest.v1.PingRequest
@@ -3408,33 +3851,39 @@ var file_nestbox_guest_v1_guest_proto_goTypes = []any{
 	(*MkdirResponse)(nil),         // 42: nestbox.guest.v1.MkdirResponse
 	(*RemoveFileRequest)(nil),     // 43: nestbox.guest.v1.RemoveFileRequest
 	(*RemoveFileResponse)(nil),    // 44: nestbox.guest.v1.RemoveFileResponse
-	(*WatchFilesRequest)(nil),     // 45: nestbox.guest.v1.WatchFilesRequest
-	(*WatchFilesResponse)(nil),    // 46: nestbox.guest.v1.WatchFilesResponse
-	(*FileEvent)(nil),             // 47: nestbox.guest.v1.FileEvent
-	nil,                           // 48: nestbox.guest.v1.ProcessSpec.EnvEntry
-	(*OutputEvent_Data)(nil),      // 49: nestbox.guest.v1.OutputEvent.Data
-	(*OutputEvent_Gap)(nil),       // 50: nestbox.guest.v1.OutputEvent.Gap
-	(*OutputEvent_ExitEvent)(nil), // 51: nestbox.guest.v1.OutputEvent.ExitEvent
-	(*OutputEvent_Closed)(nil),    // 52: nestbox.guest.v1.OutputEvent.Closed
-	(*OutputEvent_Alive)(nil),     // 53: nestbox.guest.v1.OutputEvent.Alive
-	(*timestamppb.Timestamp)(nil), // 54: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 55: google.protobuf.Duration
+	(*PackFilesRequest)(nil),      // 45: nestbox.guest.v1.PackFilesRequest
+	(*PackFilesResponse)(nil),     // 46: nestbox.guest.v1.PackFilesResponse
+	(*PackResult)(nil),            // 47: nestbox.guest.v1.PackResult
+	(*UnpackFilesRequest)(nil),    // 48: nestbox.guest.v1.UnpackFilesRequest
+	(*UnpackFilesHeader)(nil),     // 49: nestbox.guest.v1.UnpackFilesHeader
+	(*UnpackFilesResponse)(nil),   // 50: nestbox.guest.v1.UnpackFilesResponse
+	(*WatchFilesRequest)(nil),     // 51: nestbox.guest.v1.WatchFilesRequest
+	(*WatchFilesResponse)(nil),    // 52: nestbox.guest.v1.WatchFilesResponse
+	(*FileEvent)(nil),             // 53: nestbox.guest.v1.FileEvent
+	nil,                           // 54: nestbox.guest.v1.ProcessSpec.EnvEntry
+	(*OutputEvent_Data)(nil),      // 55: nestbox.guest.v1.OutputEvent.Data
+	(*OutputEvent_Gap)(nil),       // 56: nestbox.guest.v1.OutputEvent.Gap
+	(*OutputEvent_ExitEvent)(nil), // 57: nestbox.guest.v1.OutputEvent.ExitEvent
+	(*OutputEvent_Closed)(nil),    // 58: nestbox.guest.v1.OutputEvent.Closed
+	(*OutputEvent_Alive)(nil),     // 59: nestbox.guest.v1.OutputEvent.Alive
+	(*timestamppb.Timestamp)(nil), // 60: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 61: google.protobuf.Duration
 }
 var file_nestbox_guest_v1_guest_proto_depIdxs = []int32{
-	54, // 0: nestbox.guest.v1.PingResponse.started_at:type_name -> google.protobuf.Timestamp
-	48, // 1: nestbox.guest.v1.ProcessSpec.env:type_name -> nestbox.guest.v1.ProcessSpec.EnvEntry
-	55, // 2: nestbox.guest.v1.ProcessSpec.timeout:type_name -> google.protobuf.Duration
+	60, // 0: nestbox.guest.v1.PingResponse.started_at:type_name -> google.protobuf.Timestamp
+	54, // 1: nestbox.guest.v1.ProcessSpec.env:type_name -> nestbox.guest.v1.ProcessSpec.EnvEntry
+	61, // 2: nestbox.guest.v1.ProcessSpec.timeout:type_name -> google.protobuf.Duration
 	4,  // 3: nestbox.guest.v1.ProcessSpec.terminal:type_name -> nestbox.guest.v1.Terminal
-	54, // 4: nestbox.guest.v1.Process.started_at:type_name -> google.protobuf.Timestamp
+	60, // 4: nestbox.guest.v1.Process.started_at:type_name -> google.protobuf.Timestamp
 	7,  // 5: nestbox.guest.v1.Process.exit:type_name -> nestbox.guest.v1.Exit
 	6,  // 6: nestbox.guest.v1.Process.output:type_name -> nestbox.guest.v1.OutputState
 	4,  // 7: nestbox.guest.v1.Process.terminal:type_name -> nestbox.guest.v1.Terminal
-	54, // 8: nestbox.guest.v1.Exit.at:type_name -> google.protobuf.Timestamp
-	49, // 9: nestbox.guest.v1.OutputEvent.data:type_name -> nestbox.guest.v1.OutputEvent.Data
-	50, // 10: nestbox.guest.v1.OutputEvent.gap:type_name -> nestbox.guest.v1.OutputEvent.Gap
-	51, // 11: nestbox.guest.v1.OutputEvent.exit:type_name -> nestbox.guest.v1.OutputEvent.ExitEvent
-	52, // 12: nestbox.guest.v1.OutputEvent.closed:type_name -> nestbox.guest.v1.OutputEvent.Closed
-	53, // 13: nestbox.guest.v1.OutputEvent.alive:type_name -> nestbox.guest.v1.OutputEvent.Alive
+	60, // 8: nestbox.guest.v1.Exit.at:type_name -> google.protobuf.Timestamp
+	55, // 9: nestbox.guest.v1.OutputEvent.data:type_name -> nestbox.guest.v1.OutputEvent.Data
+	56, // 10: nestbox.guest.v1.OutputEvent.gap:type_name -> nestbox.guest.v1.OutputEvent.Gap
+	57, // 11: nestbox.guest.v1.OutputEvent.exit:type_name -> nestbox.guest.v1.OutputEvent.ExitEvent
+	58, // 12: nestbox.guest.v1.OutputEvent.closed:type_name -> nestbox.guest.v1.OutputEvent.Closed
+	59, // 13: nestbox.guest.v1.OutputEvent.alive:type_name -> nestbox.guest.v1.OutputEvent.Alive
 	3,  // 14: nestbox.guest.v1.StartRequest.spec:type_name -> nestbox.guest.v1.ProcessSpec
 	9,  // 15: nestbox.guest.v1.StartRequest.attach:type_name -> nestbox.guest.v1.AttachOptions
 	5,  // 16: nestbox.guest.v1.StartResponse.started:type_name -> nestbox.guest.v1.Process
@@ -3451,60 +3900,66 @@ var file_nestbox_guest_v1_guest_proto_depIdxs = []int32{
 	8,  // 27: nestbox.guest.v1.ResizeRequest.selector:type_name -> nestbox.guest.v1.Selector
 	8,  // 28: nestbox.guest.v1.SignalRequest.selector:type_name -> nestbox.guest.v1.Selector
 	8,  // 29: nestbox.guest.v1.KillRequest.selector:type_name -> nestbox.guest.v1.Selector
-	55, // 30: nestbox.guest.v1.KillRequest.grace:type_name -> google.protobuf.Duration
+	61, // 30: nestbox.guest.v1.KillRequest.grace:type_name -> google.protobuf.Duration
 	5,  // 31: nestbox.guest.v1.KillResponse.process:type_name -> nestbox.guest.v1.Process
 	5,  // 32: nestbox.guest.v1.KillBiggestResponse.process:type_name -> nestbox.guest.v1.Process
-	54, // 33: nestbox.guest.v1.FileInfo.modified_at:type_name -> google.protobuf.Timestamp
+	60, // 33: nestbox.guest.v1.FileInfo.modified_at:type_name -> google.protobuf.Timestamp
 	31, // 34: nestbox.guest.v1.ReadFileResponse.info:type_name -> nestbox.guest.v1.FileInfo
 	35, // 35: nestbox.guest.v1.WriteFileRequest.header:type_name -> nestbox.guest.v1.WriteFileHeader
 	31, // 36: nestbox.guest.v1.WriteFileResponse.info:type_name -> nestbox.guest.v1.FileInfo
 	31, // 37: nestbox.guest.v1.StatFileResponse.info:type_name -> nestbox.guest.v1.FileInfo
 	31, // 38: nestbox.guest.v1.ListFilesResponse.entries:type_name -> nestbox.guest.v1.FileInfo
 	31, // 39: nestbox.guest.v1.MkdirResponse.info:type_name -> nestbox.guest.v1.FileInfo
-	47, // 40: nestbox.guest.v1.WatchFilesResponse.events:type_name -> nestbox.guest.v1.FileEvent
-	0,  // 41: nestbox.guest.v1.OutputEvent.Data.stream:type_name -> nestbox.guest.v1.Stream
-	7,  // 42: nestbox.guest.v1.OutputEvent.ExitEvent.exit:type_name -> nestbox.guest.v1.Exit
-	1,  // 43: nestbox.guest.v1.GuestService.Ping:input_type -> nestbox.guest.v1.PingRequest
-	11, // 44: nestbox.guest.v1.GuestService.Start:input_type -> nestbox.guest.v1.StartRequest
-	13, // 45: nestbox.guest.v1.GuestService.List:input_type -> nestbox.guest.v1.ListRequest
-	15, // 46: nestbox.guest.v1.GuestService.Get:input_type -> nestbox.guest.v1.GetRequest
-	17, // 47: nestbox.guest.v1.GuestService.Wait:input_type -> nestbox.guest.v1.WaitRequest
-	19, // 48: nestbox.guest.v1.GuestService.Attach:input_type -> nestbox.guest.v1.AttachRequest
-	21, // 49: nestbox.guest.v1.GuestService.WriteStdin:input_type -> nestbox.guest.v1.WriteStdinRequest
-	23, // 50: nestbox.guest.v1.GuestService.Resize:input_type -> nestbox.guest.v1.ResizeRequest
-	25, // 51: nestbox.guest.v1.GuestService.Signal:input_type -> nestbox.guest.v1.SignalRequest
-	27, // 52: nestbox.guest.v1.GuestService.Kill:input_type -> nestbox.guest.v1.KillRequest
-	29, // 53: nestbox.guest.v1.GuestService.KillBiggest:input_type -> nestbox.guest.v1.KillBiggestRequest
-	32, // 54: nestbox.guest.v1.GuestService.ReadFile:input_type -> nestbox.guest.v1.ReadFileRequest
-	34, // 55: nestbox.guest.v1.GuestService.WriteFile:input_type -> nestbox.guest.v1.WriteFileRequest
-	37, // 56: nestbox.guest.v1.GuestService.StatFile:input_type -> nestbox.guest.v1.StatFileRequest
-	39, // 57: nestbox.guest.v1.GuestService.ListFiles:input_type -> nestbox.guest.v1.ListFilesRequest
-	41, // 58: nestbox.guest.v1.GuestService.Mkdir:input_type -> nestbox.guest.v1.MkdirRequest
-	43, // 59: nestbox.guest.v1.GuestService.RemoveFile:input_type -> nestbox.guest.v1.RemoveFileRequest
-	45, // 60: nestbox.guest.v1.GuestService.WatchFiles:input_type -> nestbox.guest.v1.WatchFilesRequest
-	2,  // 61: nestbox.guest.v1.GuestService.Ping:output_type -> nestbox.guest.v1.PingResponse
-	12, // 62: nestbox.guest.v1.GuestService.Start:output_type -> nestbox.guest.v1.StartResponse
-	14, // 63: nestbox.guest.v1.GuestService.List:output_type -> nestbox.guest.v1.ListResponse
-	16, // 64: nestbox.guest.v1.GuestService.Get:output_type -> nestbox.guest.v1.GetResponse
-	18, // 65: nestbox.guest.v1.GuestService.Wait:output_type -> nestbox.guest.v1.WaitResponse
-	20, // 66: nestbox.guest.v1.GuestService.Attach:output_type -> nestbox.guest.v1.AttachResponse
-	22, // 67: nestbox.guest.v1.GuestService.WriteStdin:output_type -> nestbox.guest.v1.WriteStdinResponse
-	24, // 68: nestbox.guest.v1.GuestService.Resize:output_type -> nestbox.guest.v1.ResizeResponse
-	26, // 69: nestbox.guest.v1.GuestService.Signal:output_type -> nestbox.guest.v1.SignalResponse
-	28, // 70: nestbox.guest.v1.GuestService.Kill:output_type -> nestbox.guest.v1.KillResponse
-	30, // 71: nestbox.guest.v1.GuestService.KillBiggest:output_type -> nestbox.guest.v1.KillBiggestResponse
-	33, // 72: nestbox.guest.v1.GuestService.ReadFile:output_type -> nestbox.guest.v1.ReadFileResponse
-	36, // 73: nestbox.guest.v1.GuestService.WriteFile:output_type -> nestbox.guest.v1.WriteFileResponse
-	38, // 74: nestbox.guest.v1.GuestService.StatFile:output_type -> nestbox.guest.v1.StatFileResponse
-	40, // 75: nestbox.guest.v1.GuestService.ListFiles:output_type -> nestbox.guest.v1.ListFilesResponse
-	42, // 76: nestbox.guest.v1.GuestService.Mkdir:output_type -> nestbox.guest.v1.MkdirResponse
-	44, // 77: nestbox.guest.v1.GuestService.RemoveFile:output_type -> nestbox.guest.v1.RemoveFileResponse
-	46, // 78: nestbox.guest.v1.GuestService.WatchFiles:output_type -> nestbox.guest.v1.WatchFilesResponse
-	61, // [61:79] is the sub-list for method output_type
-	43, // [43:61] is the sub-list for method input_type
-	43, // [43:43] is the sub-list for extension type_name
-	43, // [43:43] is the sub-list for extension extendee
-	0,  // [0:43] is the sub-list for field type_name
+	47, // 40: nestbox.guest.v1.PackFilesResponse.result:type_name -> nestbox.guest.v1.PackResult
+	49, // 41: nestbox.guest.v1.UnpackFilesRequest.header:type_name -> nestbox.guest.v1.UnpackFilesHeader
+	53, // 42: nestbox.guest.v1.WatchFilesResponse.events:type_name -> nestbox.guest.v1.FileEvent
+	0,  // 43: nestbox.guest.v1.OutputEvent.Data.stream:type_name -> nestbox.guest.v1.Stream
+	7,  // 44: nestbox.guest.v1.OutputEvent.ExitEvent.exit:type_name -> nestbox.guest.v1.Exit
+	1,  // 45: nestbox.guest.v1.GuestService.Ping:input_type -> nestbox.guest.v1.PingRequest
+	11, // 46: nestbox.guest.v1.GuestService.Start:input_type -> nestbox.guest.v1.StartRequest
+	13, // 47: nestbox.guest.v1.GuestService.List:input_type -> nestbox.guest.v1.ListRequest
+	15, // 48: nestbox.guest.v1.GuestService.Get:input_type -> nestbox.guest.v1.GetRequest
+	17, // 49: nestbox.guest.v1.GuestService.Wait:input_type -> nestbox.guest.v1.WaitRequest
+	19, // 50: nestbox.guest.v1.GuestService.Attach:input_type -> nestbox.guest.v1.AttachRequest
+	21, // 51: nestbox.guest.v1.GuestService.WriteStdin:input_type -> nestbox.guest.v1.WriteStdinRequest
+	23, // 52: nestbox.guest.v1.GuestService.Resize:input_type -> nestbox.guest.v1.ResizeRequest
+	25, // 53: nestbox.guest.v1.GuestService.Signal:input_type -> nestbox.guest.v1.SignalRequest
+	27, // 54: nestbox.guest.v1.GuestService.Kill:input_type -> nestbox.guest.v1.KillRequest
+	29, // 55: nestbox.guest.v1.GuestService.KillBiggest:input_type -> nestbox.guest.v1.KillBiggestRequest
+	32, // 56: nestbox.guest.v1.GuestService.ReadFile:input_type -> nestbox.guest.v1.ReadFileRequest
+	34, // 57: nestbox.guest.v1.GuestService.WriteFile:input_type -> nestbox.guest.v1.WriteFileRequest
+	37, // 58: nestbox.guest.v1.GuestService.StatFile:input_type -> nestbox.guest.v1.StatFileRequest
+	39, // 59: nestbox.guest.v1.GuestService.ListFiles:input_type -> nestbox.guest.v1.ListFilesRequest
+	41, // 60: nestbox.guest.v1.GuestService.Mkdir:input_type -> nestbox.guest.v1.MkdirRequest
+	43, // 61: nestbox.guest.v1.GuestService.RemoveFile:input_type -> nestbox.guest.v1.RemoveFileRequest
+	45, // 62: nestbox.guest.v1.GuestService.PackFiles:input_type -> nestbox.guest.v1.PackFilesRequest
+	48, // 63: nestbox.guest.v1.GuestService.UnpackFiles:input_type -> nestbox.guest.v1.UnpackFilesRequest
+	51, // 64: nestbox.guest.v1.GuestService.WatchFiles:input_type -> nestbox.guest.v1.WatchFilesRequest
+	2,  // 65: nestbox.guest.v1.GuestService.Ping:output_type -> nestbox.guest.v1.PingResponse
+	12, // 66: nestbox.guest.v1.GuestService.Start:output_type -> nestbox.guest.v1.StartResponse
+	14, // 67: nestbox.guest.v1.GuestService.List:output_type -> nestbox.guest.v1.ListResponse
+	16, // 68: nestbox.guest.v1.GuestService.Get:output_type -> nestbox.guest.v1.GetResponse
+	18, // 69: nestbox.guest.v1.GuestService.Wait:output_type -> nestbox.guest.v1.WaitResponse
+	20, // 70: nestbox.guest.v1.GuestService.Attach:output_type -> nestbox.guest.v1.AttachResponse
+	22, // 71: nestbox.guest.v1.GuestService.WriteStdin:output_type -> nestbox.guest.v1.WriteStdinResponse
+	24, // 72: nestbox.guest.v1.GuestService.Resize:output_type -> nestbox.guest.v1.ResizeResponse
+	26, // 73: nestbox.guest.v1.GuestService.Signal:output_type -> nestbox.guest.v1.SignalResponse
+	28, // 74: nestbox.guest.v1.GuestService.Kill:output_type -> nestbox.guest.v1.KillResponse
+	30, // 75: nestbox.guest.v1.GuestService.KillBiggest:output_type -> nestbox.guest.v1.KillBiggestResponse
+	33, // 76: nestbox.guest.v1.GuestService.ReadFile:output_type -> nestbox.guest.v1.ReadFileResponse
+	36, // 77: nestbox.guest.v1.GuestService.WriteFile:output_type -> nestbox.guest.v1.WriteFileResponse
+	38, // 78: nestbox.guest.v1.GuestService.StatFile:output_type -> nestbox.guest.v1.StatFileResponse
+	40, // 79: nestbox.guest.v1.GuestService.ListFiles:output_type -> nestbox.guest.v1.ListFilesResponse
+	42, // 80: nestbox.guest.v1.GuestService.Mkdir:output_type -> nestbox.guest.v1.MkdirResponse
+	44, // 81: nestbox.guest.v1.GuestService.RemoveFile:output_type -> nestbox.guest.v1.RemoveFileResponse
+	46, // 82: nestbox.guest.v1.GuestService.PackFiles:output_type -> nestbox.guest.v1.PackFilesResponse
+	50, // 83: nestbox.guest.v1.GuestService.UnpackFiles:output_type -> nestbox.guest.v1.UnpackFilesResponse
+	52, // 84: nestbox.guest.v1.GuestService.WatchFiles:output_type -> nestbox.guest.v1.WatchFilesResponse
+	65, // [65:85] is the sub-list for method output_type
+	45, // [45:65] is the sub-list for method input_type
+	45, // [45:45] is the sub-list for extension type_name
+	45, // [45:45] is the sub-list for extension extendee
+	0,  // [0:45] is the sub-list for field type_name
 }
 
 func init() { file_nestbox_guest_v1_guest_proto_init() }
@@ -3538,13 +3993,22 @@ func file_nestbox_guest_v1_guest_proto_init() {
 		(*WriteFileRequest_Data)(nil),
 		(*WriteFileRequest_Done)(nil),
 	}
+	file_nestbox_guest_v1_guest_proto_msgTypes[45].OneofWrappers = []any{
+		(*PackFilesResponse_Data)(nil),
+		(*PackFilesResponse_Result)(nil),
+	}
+	file_nestbox_guest_v1_guest_proto_msgTypes[47].OneofWrappers = []any{
+		(*UnpackFilesRequest_Header)(nil),
+		(*UnpackFilesRequest_Data)(nil),
+		(*UnpackFilesRequest_Done)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_nestbox_guest_v1_guest_proto_rawDesc), len(file_nestbox_guest_v1_guest_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   53,
+			NumMessages:   59,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -62,6 +62,10 @@ const (
 	GuestServiceMkdirProcedure = "/nestbox.guest.v1.GuestService/Mkdir"
 	// GuestServiceRemoveFileProcedure is the procedure name of the GuestService's RemoveFile RPC.
 	GuestServiceRemoveFileProcedure = "/nestbox.guest.v1.GuestService/RemoveFile"
+	// GuestServicePackFilesProcedure is the procedure name of the GuestService's PackFiles RPC.
+	GuestServicePackFilesProcedure = "/nestbox.guest.v1.GuestService/PackFiles"
+	// GuestServiceUnpackFilesProcedure is the procedure name of the GuestService's UnpackFiles RPC.
+	GuestServiceUnpackFilesProcedure = "/nestbox.guest.v1.GuestService/UnpackFiles"
 	// GuestServiceWatchFilesProcedure is the procedure name of the GuestService's WatchFiles RPC.
 	GuestServiceWatchFilesProcedure = "/nestbox.guest.v1.GuestService/WatchFiles"
 )
@@ -186,6 +190,20 @@ var (
 			Procedure:  GuestServiceRemoveFileProcedure,
 		}
 	})
+	guestServicePackFilesSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeServer,
+			Schema:     v1.File_nestbox_guest_v1_guest_proto.Services().ByName("GuestService").Methods().ByName("PackFiles"),
+			Procedure:  GuestServicePackFilesProcedure,
+		}
+	})
+	guestServiceUnpackFilesSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeClient,
+			Schema:     v1.File_nestbox_guest_v1_guest_proto.Services().ByName("GuestService").Methods().ByName("UnpackFiles"),
+			Procedure:  GuestServiceUnpackFilesProcedure,
+		}
+	})
 	guestServiceWatchFilesSpec = sync.OnceValue(func() connect.Spec {
 		return connect.Spec{
 			StreamType: connect.StreamTypeServer,
@@ -218,6 +236,8 @@ type GuestServiceClient interface {
 	ListFiles(context.Context, *v1.ListFilesRequest) (GuestServiceListFilesClientStream, error)
 	Mkdir(context.Context, *v1.MkdirRequest) (*v1.MkdirResponse, error)
 	RemoveFile(context.Context, *v1.RemoveFileRequest) (*v1.RemoveFileResponse, error)
+	PackFiles(context.Context, *v1.PackFilesRequest) (GuestServicePackFilesClientStream, error)
+	UnpackFiles(context.Context) (GuestServiceUnpackFilesClientStream, error)
 	WatchFiles(context.Context, *v1.WatchFilesRequest) (GuestServiceWatchFilesClientStream, error)
 }
 
@@ -336,6 +356,55 @@ func (s GuestServiceListFilesClientStream) Close() error {
 	return s.stream.Close()
 }
 
+// GuestServicePackFilesClientStream is the client stream for the GuestService's PackFiles RPC.
+type GuestServicePackFilesClientStream struct {
+	stream connect.ClientStream
+}
+
+// Receive returns the next response message from the server.
+func (s GuestServicePackFilesClientStream) Receive() (*v1.PackFilesResponse, error) {
+	var res v1.PackFilesResponse
+	if err := s.stream.Receive(&res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+// Close releases the stream's resources. It is idempotent and is typically deferred to clean up a
+// stream abandoned before io.EOF.
+func (s GuestServicePackFilesClientStream) Close() error {
+	return s.stream.Close()
+}
+
+// GuestServiceUnpackFilesClientStream is the client stream for the GuestService's UnpackFiles RPC.
+type GuestServiceUnpackFilesClientStream struct {
+	stream connect.ClientStream
+}
+
+// SendHeaders opens the stream and flushes the request headers without a message. The first Send or
+// Receive does this implicitly.
+func (s GuestServiceUnpackFilesClientStream) SendHeaders() error {
+	return s.stream.SendHeaders()
+}
+
+// Send sends a request message to the server.
+func (s GuestServiceUnpackFilesClientStream) Send(req *v1.UnpackFilesRequest) error {
+	return s.stream.Send(req)
+}
+
+// CloseAndReceive closes the request side of the stream and returns the single response message. It
+// reads the stream to completion to release its resources.
+func (s GuestServiceUnpackFilesClientStream) CloseAndReceive() (*v1.UnpackFilesResponse, error) {
+	if err := s.stream.CloseSend(); err != nil {
+		return nil, err
+	}
+	var res v1.UnpackFilesResponse
+	if err := s.stream.Receive(&res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
 // GuestServiceWatchFilesClientStream is the client stream for the GuestService's WatchFiles RPC.
 type GuestServiceWatchFilesClientStream struct {
 	stream connect.ClientStream
@@ -379,6 +448,8 @@ type GuestServiceHandler interface {
 	ListFiles(context.Context, *v1.ListFilesRequest, GuestServiceListFilesServerStream) error
 	Mkdir(context.Context, *v1.MkdirRequest) (*v1.MkdirResponse, error)
 	RemoveFile(context.Context, *v1.RemoveFileRequest) (*v1.RemoveFileResponse, error)
+	PackFiles(context.Context, *v1.PackFilesRequest, GuestServicePackFilesServerStream) error
+	UnpackFiles(context.Context, GuestServiceUnpackFilesServerStream) (*v1.UnpackFilesResponse, error)
 	WatchFiles(context.Context, *v1.WatchFilesRequest, GuestServiceWatchFilesServerStream) error
 }
 
@@ -404,6 +475,8 @@ func RegisterGuestServiceHandler(server *connect.Server, svc GuestServiceHandler
 		connect.Method{Spec: guestServiceListFilesSpec(), Handler: adapter.listFiles},
 		connect.Method{Spec: guestServiceMkdirSpec(), Handler: adapter.mkdir},
 		connect.Method{Spec: guestServiceRemoveFileSpec(), Handler: adapter.removeFile},
+		connect.Method{Spec: guestServicePackFilesSpec(), Handler: adapter.packFiles},
+		connect.Method{Spec: guestServiceUnpackFilesSpec(), Handler: adapter.unpackFiles},
 		connect.Method{Spec: guestServiceWatchFilesSpec(), Handler: adapter.watchFiles},
 	)
 }
@@ -480,6 +553,35 @@ func (s GuestServiceListFilesServerStream) SendHeaders() error {
 // Send sends a response message to the client.
 func (s GuestServiceListFilesServerStream) Send(res *v1.ListFilesResponse) error {
 	return s.stream.Send(res)
+}
+
+// GuestServicePackFilesServerStream is the server stream for the GuestService's PackFiles RPC.
+type GuestServicePackFilesServerStream struct {
+	stream connect.ServerStream
+}
+
+// SendHeaders flushes the response headers without a message. The first Send does this implicitly.
+func (s GuestServicePackFilesServerStream) SendHeaders() error {
+	return s.stream.SendHeaders()
+}
+
+// Send sends a response message to the client.
+func (s GuestServicePackFilesServerStream) Send(res *v1.PackFilesResponse) error {
+	return s.stream.Send(res)
+}
+
+// GuestServiceUnpackFilesServerStream is the server stream for the GuestService's UnpackFiles RPC.
+type GuestServiceUnpackFilesServerStream struct {
+	stream connect.ServerStream
+}
+
+// Receive returns the next request message from the client.
+func (s GuestServiceUnpackFilesServerStream) Receive() (*v1.UnpackFilesRequest, error) {
+	var req v1.UnpackFilesRequest
+	if err := s.stream.Receive(&req); err != nil {
+		return nil, err
+	}
+	return &req, nil
 }
 
 // GuestServiceWatchFilesServerStream is the server stream for the GuestService's WatchFiles RPC.
@@ -566,6 +668,14 @@ func (UnimplementedGuestServiceHandler) Mkdir(context.Context, *v1.MkdirRequest)
 
 func (UnimplementedGuestServiceHandler) RemoveFile(context.Context, *v1.RemoveFileRequest) (*v1.RemoveFileResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "nestbox.guest.v1.GuestService.RemoveFile is not implemented")
+}
+
+func (UnimplementedGuestServiceHandler) PackFiles(context.Context, *v1.PackFilesRequest, GuestServicePackFilesServerStream) error {
+	return connect.NewError(connect.CodeUnimplemented, "nestbox.guest.v1.GuestService.PackFiles is not implemented")
+}
+
+func (UnimplementedGuestServiceHandler) UnpackFiles(context.Context, GuestServiceUnpackFilesServerStream) (*v1.UnpackFilesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "nestbox.guest.v1.GuestService.UnpackFiles is not implemented")
 }
 
 func (UnimplementedGuestServiceHandler) WatchFiles(context.Context, *v1.WatchFilesRequest, GuestServiceWatchFilesServerStream) error {
@@ -710,6 +820,22 @@ func (c *guestServiceClient) RemoveFile(ctx context.Context, req *v1.RemoveFileR
 		return nil, err
 	}
 	return &res, nil
+}
+
+func (c *guestServiceClient) PackFiles(ctx context.Context, req *v1.PackFilesRequest) (GuestServicePackFilesClientStream, error) {
+	stream, err := c.client.CallServerStream(ctx, guestServicePackFilesSpec(), req)
+	if err != nil {
+		return GuestServicePackFilesClientStream{}, err
+	}
+	return GuestServicePackFilesClientStream{stream: stream}, nil
+}
+
+func (c *guestServiceClient) UnpackFiles(ctx context.Context) (GuestServiceUnpackFilesClientStream, error) {
+	stream, err := c.client.CallClientStream(ctx, guestServiceUnpackFilesSpec())
+	if err != nil {
+		return GuestServiceUnpackFilesClientStream{}, err
+	}
+	return GuestServiceUnpackFilesClientStream{stream: stream}, nil
 }
 
 func (c *guestServiceClient) WatchFiles(ctx context.Context, req *v1.WatchFilesRequest) (GuestServiceWatchFilesClientStream, error) {
@@ -900,6 +1026,22 @@ func (h guestServiceHandler) removeFile(ctx context.Context, _ connect.Spec, str
 		return err
 	}
 	res, err := h.svc.RemoveFile(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h guestServiceHandler) packFiles(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.PackFilesRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	return h.svc.PackFiles(ctx, &req, GuestServicePackFilesServerStream{stream: stream})
+}
+
+func (h guestServiceHandler) unpackFiles(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	res, err := h.svc.UnpackFiles(ctx, GuestServiceUnpackFilesServerStream{stream: stream})
 	if err != nil {
 		return err
 	}

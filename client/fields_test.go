@@ -17,6 +17,7 @@ func TestEveryFieldIsRead(t *testing.T) {
 	fieldtest.Matters(t, func(b processBody) any { return b.domain() })
 	fieldtest.Matters(t, func(b entryBody) any { return b.domain() })
 	fieldtest.Matters(t, func(b watchFrame) any { return b.domain() })
+	fieldtest.Matters(t, func(b unpackedBody) any { return b.domain() })
 	fieldtest.Matters(t, func(s nestbox.CapsuleSpec) any { return createBodyOf(s) })
 	fieldtest.Matters(t, func(s nestbox.ProcessSpec) any { return execBodyOf(s) })
 }

@@ -38,6 +38,8 @@ var Operations = map[string]string{
 	"makeDirectory":   "Files.Mkdir",
 	"removeFile":      "Files.Remove",
 	"watchFiles":      "Files.Watch",
+	"getArchive":      "Files.Pack",
+	"putArchive":      "Files.Unpack",
 
 	"signPortURL": "Ports.URL",
 

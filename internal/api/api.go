@@ -129,6 +129,7 @@ func newServer(cfg Config) *server {
 	s.registerFiles()
 	s.registerWatch()
 	s.registerTransfers()
+	s.registerArchive()
 	s.registerPorts()
 	s.registerNetwork()
 	return s

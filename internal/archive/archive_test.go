@@ -217,9 +217,9 @@ func TestContentsAndNames(t *testing.T) {
 	}
 	require.Equal(t, []string{"private/", "private/key"}, names(pack(t, root+"/private", PackOptions{})))
 	require.Equal(t, []string{"p/", "p/key"}, names(pack(t, root+"/private", PackOptions{Name: "p"})))
-	require.Equal(t, []string{"key"}, names(pack(t, root+"/private", PackOptions{Contents: true})))
+	require.Equal(t, []string{"./", "key"}, names(pack(t, root+"/private", PackOptions{Contents: true})))
 	require.Equal(t, []string{"link"}, names(pack(t, root+"/odd/link", PackOptions{})))
-	require.Len(t, names(pack(t, root+"/dirlink", PackOptions{Contents: true})), 7)
+	require.Len(t, names(pack(t, root+"/dirlink", PackOptions{Contents: true})), 8)
 	for path, code := range map[string]nestbox.Code{root + "/missing": nestbox.CodeNotFound, root + "/empty/below": nestbox.CodeNotFound} {
 		_, err := Pack(t.Context(), path, PackOptions{}, io.Discard, nil)
 		require.Equal(t, code, nestbox.CodeOf(err), "%v", err)

@@ -22,8 +22,8 @@ import (
 
 // PackOptions say what is packed, and how.
 type PackOptions struct {
-	// Contents packs what is in a directory, rather than the directory itself, and
-	// follows a symlink to one.
+	// Contents packs a directory as "./", and what is in it without the directory's
+	// name. It follows a symlink to one.
 	Contents    bool
 	Name        string              // of the top entry; "" = as in the path
 	Compression nestbox.Compression // "" = none
@@ -59,7 +59,7 @@ func Pack(ctx context.Context, p string, opts PackOptions, w io.Writer, begin fu
 	}
 	k := &packer{ctx: ctx, opts: opts, raw: compressed, tar: tar.NewWriter(compressed), links: map[inode]string{}, buf: make([]byte, smallFile)}
 	if opts.Contents {
-		err = k.contents(top, "")
+		err = k.all(top, "./", "")
 	} else {
 		err = k.entry(top, name, topName(name, opts))
 	}
@@ -270,14 +270,19 @@ func (k *packer) directory(parent *os.File, name, as string) error {
 	}
 	dir := os.NewFile(uintptr(fd), as)
 	defer dir.Close()
+	below := strings.TrimSuffix(as, "/") + "/"
+	return k.all(dir, below, below)
+}
+
+// all packs a directory and what is in it.
+func (k *packer) all(dir *os.File, as, below string) error {
 	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
+	if err := unix.Fstat(int(dir.Fd()), &st); err != nil {
 		return pathError(as, err)
 	}
-	below := strings.TrimSuffix(as, "/") + "/"
-	h := k.header(below, &st)
+	h := k.header(as, &st)
 	h.Typeflag = tar.TypeDir
-	if err := k.write(h); err != nil || kernels(fd) {
+	if err := k.write(h); err != nil || kernels(int(dir.Fd())) {
 		return err
 	}
 	return k.contents(dir, below)

@@ -31,6 +31,9 @@ type UnpackOptions struct {
 	// KeepKind refuses to put a file where a directory is, or a directory where
 	// a file is. Without, what is there is removed.
 	KeepKind bool
+	// New says that the directory was just made: it gets the attributes that the
+	// archive has for it.
+	New bool
 	// TempPrefix begins the names of files that will replace others; "" = ".unpack-".
 	TempPrefix string
 	// Progress is told of each entry and of the bytes of its content; nil = nobody.
@@ -156,6 +159,8 @@ func (u *unpacker) explain(err error) error {
 	case errors.As(err, &e):
 	case u.src.err != nil:
 		e = nestbox.Errorf(nestbox.CodeCanceled, "the archive broke off: %w", err)
+	case errors.Is(err, io.ErrUnexpectedEOF) && u.last == "":
+		e = nestbox.Errorf(nestbox.CodeInvalid, "this is no tar archive, or only the beginning of one")
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		e = nestbox.Errorf(nestbox.CodeInvalid, "the archive is cut off")
 	default:
@@ -316,7 +321,7 @@ func (u *unpacker) makeDirs(name string) error {
 // entry makes one entry.
 func (u *unpacker) entry(name string, h *tar.Header) error {
 	if name == "" { // of the directory itself
-		if h.Typeflag == tar.TypeDir {
+		if h.Typeflag == tar.TypeDir && u.opts.New {
 			u.open = append(u.open, directory{"", h})
 		}
 		return nil

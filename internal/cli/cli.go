@@ -1,8 +1,8 @@
 // Package cli is the client side of the nestbox command: it speaks to a server
 // over HTTP, through the client package, and never to a database or a host.
 //
-// It may import the client package and the root package only, besides
-// libraries.
+// It may import the client package, the root package and internal/archive only,
+// besides libraries.
 package cli
 
 import (

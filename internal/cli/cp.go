@@ -17,20 +17,36 @@ import (
 	"github.com/nestbox/nestbox/client"
 )
 
+// copying is how files are copied.
+type copying struct {
+	*app
+	recursive  bool
+	keepOwners bool
+	owner      string
+}
+
 func newCopy(a *app) *cobra.Command {
-	var recursive bool
+	c := &copying{app: a}
 	cmd := &cobra.Command{
-		Use:   "cp [-r] <source> <target>",
+		Use:   "cp [-r] [-a] <source> <target>",
 		Short: "Copy files between here and a capsule",
 		Long: `Copy a file, or with -r a directory, between here and a capsule. A path in a
 capsule is written <capsule>:/absolute/path; - is standard input or output. As
 with cp, a target that is a directory, or ends with a slash, takes the source
-in under its own name; dir/. is all that is in dir. A file appears whole or not at all.`,
+in under its own name; dir/. is all that is in dir. A file appears whole or not at all.
+
+A directory keeps its links, modes and times; what is copied belongs to
+root in a capsule, and to you here, unless --owner or -a says otherwise.`,
 		Example: `  nestbox cp model.bin cl-4f:/srv/
+  nestbox cp -r --owner app project cl-4f:/srv/
   nestbox cp -r cl-4f:/root/results .
   nestbox cp cl-4f:/etc/os-release -`,
 		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if c.owner != "" && c.keepOwners {
+				return nestbox.Errorf(nestbox.CodeInvalid, "--owner and -a say different things")
+			}
+			c.recursive = c.recursive || c.keepOwners
 			src, err := a.place(cmd.Context(), args[0])
 			if err != nil {
 				return err
@@ -40,17 +56,22 @@ in under its own name; dir/. is all that is in dir. A file appears whole or not 
 				return err
 			}
 			switch {
+			case src.files != nil && dst.files == nil && c.owner != "":
+				return nestbox.Errorf(nestbox.CodeInvalid, "--owner is for copies into a capsule: here, what is copied is yours")
 			case src.files != nil && dst.files == nil:
-				return a.download(cmd.Context(), src, dst.path, recursive)
+				return c.download(cmd.Context(), src, dst.path)
 			case src.files == nil && dst.files != nil:
-				return a.upload(cmd.Context(), src.path, dst, recursive)
+				return c.upload(cmd.Context(), src.path, dst)
 			case src.files != nil:
 				return errors.New("cannot copy between capsules: copy to here first, or through a pipe with -")
 			}
 			return errors.New("neither side is in a capsule: write <capsule>:<path>")
 		},
 	}
-	cmd.Flags().BoolVarP(&recursive, "recursive", "r", false, "copy directories with all that is in them")
+	f := cmd.Flags()
+	f.BoolVarP(&c.recursive, "recursive", "r", false, "copy directories with all that is in them")
+	f.BoolVarP(&c.keepOwners, "archive", "a", false, "as -r, and keep owners, by their numbers")
+	f.StringVar(&c.owner, "owner", "", "user of the capsule who owns what is copied into it (default root)")
 	return cmd
 }
 
@@ -78,9 +99,9 @@ func (a *app) place(ctx context.Context, arg string) (place, error) {
 }
 
 // upload copies from here into a capsule.
-func (a *app) upload(ctx context.Context, src string, dst place, recursive bool) error {
+func (c *copying) upload(ctx context.Context, src string, dst place) error {
 	if src == "-" {
-		return dst.files.Write(ctx, dst.path, a.In, client.WriteOptions{})
+		return dst.files.Write(ctx, dst.path, c.In, client.WriteOptions{User: c.owner})
 	}
 	info, err := os.Stat(src)
 	if err != nil {
@@ -91,12 +112,12 @@ func (a *app) upload(ctx context.Context, src string, dst place, recursive bool)
 		return err
 	}
 	if !info.IsDir() {
-		return uploadFile(ctx, dst.files, src, target)
+		return c.uploadFile(ctx, dst.files, src, target)
 	}
-	if !recursive {
+	if !c.recursive {
 		return fmt.Errorf("%s is a directory: use -r", src)
 	}
-	return a.uploadTree(ctx, dst.files, src, target)
+	return c.uploadTree(ctx, dst.files, src, target)
 }
 
 // ownName returns the name that a source has in the directory that it is copied
@@ -131,7 +152,7 @@ func (p place) under(ctx context.Context, name string) (string, error) {
 	return p.path, nil
 }
 
-func uploadFile(ctx context.Context, files *client.Files, src, dst string) error {
+func (c *copying) uploadFile(ctx context.Context, files *client.Files, src, dst string) error {
 	f, err := os.Open(src)
 	if err != nil {
 		return err
@@ -141,50 +162,13 @@ func uploadFile(ctx context.Context, files *client.Files, src, dst string) error
 	if err != nil {
 		return err
 	}
-	return files.Write(ctx, dst, f, client.WriteOptions{Mode: uint32(info.Mode().Perm())})
-}
-
-// uploadTree copies a directory. What is neither a file nor a directory is
-// named, and makes the copy fail in the end.
-func (a *app) uploadTree(ctx context.Context, files *client.Files, src, dst string) error {
-	skipped := 0
-	err := filepath.WalkDir(src, func(p string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		rel, err := filepath.Rel(src, p)
-		if err != nil {
-			return err
-		}
-		target := path.Join(dst, filepath.ToSlash(rel))
-		switch {
-		case d.IsDir():
-			_, err := files.Mkdir(ctx, target)
-			if nestbox.CodeOf(err) == nestbox.CodeConflict {
-				return nil // it, or something that a file below it will clash with, exists
-			}
-			return err
-		case d.Type().IsRegular():
-			return uploadFile(ctx, files, p, target)
-		}
-		skipped++
-		a.warn("not copied, since it is neither a file nor a directory: %s", p)
-		return nil
-	})
-	return errors.Join(err, skippedError(skipped))
-}
-
-func skippedError(n int) error {
-	if n == 0 {
-		return nil
-	}
-	return fmt.Errorf("%d entries were not copied", n)
+	return files.Write(ctx, dst, f, client.WriteOptions{Mode: uint32(info.Mode().Perm()), User: c.owner})
 }
 
 // download copies from a capsule to here.
-func (a *app) download(ctx context.Context, src place, dst string, recursive bool) error {
+func (c *copying) download(ctx context.Context, src place, dst string) error {
 	if dst == "-" {
-		return copyOut(ctx, src.files, src.path, a.Out)
+		return copyOut(ctx, src.files, src.path, c.Out)
 	}
 	info, err := src.files.Stat(ctx, src.path)
 	if err != nil {
@@ -193,7 +177,14 @@ func (a *app) download(ctx context.Context, src place, dst string, recursive boo
 	if st, err := os.Stat(dst); strings.HasSuffix(dst, "/") || (err == nil && st.IsDir()) {
 		dst = filepath.Join(dst, ownName(src.path))
 	}
-	if info.Type != nestbox.FileTypeDirectory {
+	directory := info.Type == nestbox.FileTypeDirectory
+	if info.Type == nestbox.FileTypeSymlink {
+		directory, err = isDirectory(ctx, src)
+		if err != nil {
+			return err
+		}
+	}
+	if !directory {
 		root, err := os.OpenRoot(filepath.Dir(dst))
 		if err != nil {
 			return err
@@ -201,10 +192,23 @@ func (a *app) download(ctx context.Context, src place, dst string, recursive boo
 		defer root.Close()
 		return downloadFile(ctx, src.files, src.path, root, filepath.Base(dst), info)
 	}
-	if !recursive {
+	if !c.recursive {
 		return fmt.Errorf("%s is a directory: use -r", src.path)
 	}
-	return a.downloadTree(ctx, src, dst)
+	return c.downloadTree(ctx, src, dst)
+}
+
+// isDirectory reports whether a symlink leads to a directory.
+func isDirectory(ctx context.Context, p place) (bool, error) {
+	packed, err := p.files.Pack(ctx, p.path, client.PackOptions{Contents: true})
+	switch nestbox.CodeOf(err) {
+	case nestbox.CodeInvalid, nestbox.CodeUnsupported: // it is none; the capsule's daemon is too old to say
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return true, packed.Close()
 }
 
 func copyOut(ctx context.Context, files *client.Files, src string, w io.Writer) error {
@@ -241,63 +245,4 @@ func downloadFile(ctx context.Context, files *client.Files, src string, root *os
 		return err
 	}
 	return root.Rename(part, dst)
-}
-
-// downloadTree copies a directory. Symlinks are made anew, as they are.
-func (a *app) downloadTree(ctx context.Context, src place, dst string) error {
-	if err := os.MkdirAll(dst, 0o755); err != nil {
-		return err
-	}
-	root, err := os.OpenRoot(dst)
-	if err != nil {
-		return err
-	}
-	defer root.Close()
-	base := path.Clean(src.path)
-	skipped := 0
-	err = walk(ctx, src.files, base, func(e nestbox.FileInfo) error {
-		rel, err := filepath.Rel(base, e.Path)
-		if err != nil || !filepath.IsLocal(rel) {
-			return fmt.Errorf("the capsule lists %q, which is not below %s", e.Path, base)
-		}
-		switch e.Type {
-		case nestbox.FileTypeDirectory:
-			return root.MkdirAll(rel, 0o755)
-		case nestbox.FileTypeFile:
-			return downloadFile(ctx, src.files, e.Path, root, rel, e)
-		case nestbox.FileTypeSymlink:
-			return relink(root, e.SymlinkTarget, rel)
-		}
-		skipped++
-		a.warn("not copied, since it is neither file, directory nor symlink: %s", e.Path)
-		return nil
-	})
-	return errors.Join(err, skippedError(skipped))
-}
-
-func relink(root *os.Root, target, name string) error {
-	if err := root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return root.Symlink(target, name)
-}
-
-// walk calls visit with everything below a directory, parents first, however
-// deep.
-func walk(ctx context.Context, files *client.Files, dir string, visit func(nestbox.FileInfo) error) error {
-	entries, err := files.List(ctx, dir, 1)
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		if err := visit(e); err != nil {
-			return err
-		}
-		if e.Type == nestbox.FileTypeDirectory {
-			if err := walk(ctx, files, e.Path, visit); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
 }

@@ -2,12 +2,17 @@ package cli_test
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
@@ -126,13 +131,58 @@ func TestCopyTrees(t *testing.T) {
 	require.Equal(t, "1", readFile(t, here+"/copy/tree/a/one"))
 
 	// What cannot be copied is named, and the rest is copied all the same.
-	require.NoError(t, unix.Mkfifo(here+"/tree/fifo", 0o600))
-	require.NoError(t, os.Symlink("/nowhere", here+"/tree/link"))
+	socket, err := net.Listen("unix", here+"/tree/socket")
+	require.NoError(t, err)
+	defer socket.Close()
 	said := s.fails(1, "cp", "-r", here+"/tree", id+":"+there+"/second")
-	require.Contains(t, said, "tree/fifo")
-	require.Contains(t, said, "tree/link")
-	require.Contains(t, said, "2 entries were not copied")
+	require.Contains(t, said, "socket is a socket and was left out")
+	require.Contains(t, said, "not everything was copied")
 	require.Equal(t, "1", readFile(t, there+"/second/a/one"))
+}
+
+// TestCopyKeeps: a tree arrives as it was, in both directions.
+func TestCopyKeeps(t *testing.T) {
+	t.Parallel()
+	s := newShell(t)
+	id := s.capsule()
+	here, there := t.TempDir(), t.TempDir()
+	writeFile(t, here+"/tree/private/file", "1", 0o400)
+	require.NoError(t, os.Symlink("private/file", here+"/tree/link"))
+	require.NoError(t, os.Symlink("/nowhere", here+"/tree/dangling"))
+	require.NoError(t, os.Symlink("private", here+"/tree/dirlink"))
+	require.NoError(t, os.Link(here+"/tree/private/file", here+"/tree/hard"))
+	require.NoError(t, unix.Mkfifo(here+"/tree/fifo", 0o600))
+	writeFile(t, here+"/tree/not\xffutf8", "2", 0o644)
+	require.NoError(t, os.Chown(here+"/tree/private", 77, 88))
+	at := time.Unix(1_500_000_000, 42)
+	for _, name := range []string{"private/file", "private", "not\xffutf8", ""} {
+		require.NoError(t, os.Chtimes(here+"/tree/"+name, at, at))
+	}
+	require.NoError(t, os.Chmod(here+"/tree/private", 0o700))
+	require.NoError(t, os.Symlink("tree", here+"/to-tree"))
+	list := func(dir, without string) string {
+		out, err := exec.CommandContext(t.Context(), "sh", "-c", "cd "+dir+" && find . ! -type l -printf '%p %m %T@ %n %s "+without+"\\n' -o -printf '%p %l\\n' | sort").CombinedOutput()
+		require.NoError(t, err, "%s", out)
+		return string(out)
+	}
+	for i, how := range []struct{ flag, source, compare string }{
+		{"-r", "tree", ""}, {"-a", "tree", "%U:%G"}, {"-r", "to-tree", ""},
+	} {
+		in, back := fmt.Sprintf("%s/in%d", there, i), fmt.Sprintf("%s/back%d", here, i)
+		s.ok("cp", how.flag, here+"/"+how.source, id+":"+in)
+		require.Equal(t, list(here+"/tree", how.compare), list(in, how.compare))
+		s.ok("cp", how.flag, id+":"+in, back)
+		require.Equal(t, list(here+"/tree", how.compare), list(back, how.compare))
+		require.NoError(t, os.Symlink(in, in+"-link"))
+		s.ok("cp", how.flag, id+":"+in+"-link", back+"-by-link")
+		require.Equal(t, list(here+"/tree", how.compare), list(back+"-by-link", how.compare))
+	}
+	s.ok("cp", "-r", "--owner", "1", here+"/tree", id+":"+there+"/owned")
+	st, err := os.Stat(there + "/owned/private/file")
+	require.NoError(t, err)
+	require.Equal(t, uint32(1), st.Sys().(*syscall.Stat_t).Uid)
+	require.Contains(t, s.fails(1, "cp", "-a", "--owner", "1", here+"/tree", id+":"+there+"/x"), "different things")
+	require.Contains(t, s.fails(1, "cp", "-r", "--owner", "1", id+":"+there, here+"/x"), "into a capsule")
 }
 
 // TestDownloadStaysInside has a symlink on this side where the capsule has a
@@ -145,6 +195,6 @@ func TestDownloadStaysInside(t *testing.T) {
 	writeFile(t, there+"/tree/dir/file", "hostile", 0o644)
 	require.NoError(t, os.MkdirAll(here+"/copy", 0o755))
 	require.NoError(t, os.Symlink(outside, here+"/copy/dir"))
-	require.Contains(t, s.fails(1, "cp", "-r", id+":"+there+"/tree/.", here+"/copy"), "escapes")
+	require.Contains(t, s.fails(1, "cp", "-r", id+":"+there+"/tree/.", here+"/copy"), "something else is there")
 	require.NoFileExists(t, outside+"/file")
 }

@@ -193,7 +193,8 @@ type Files interface {
 	Pack(ctx context.Context, path string, opts PackOptions, w io.Writer, begin func() error) (warnings []string, err error)
 
 	// Unpack unpacks a tar archive, which may be compressed, into the directory path,
-	// which is made if it is missing. Nothing outside of it is made or changed. What was
+	// which is made if it is missing, and then gets the attributes that the archive has
+	// for "./". Nothing outside of it is made or changed. What was
 	// unpacked before an error stays, and the error's message says what that is; a
 	// file that was to be replaced by one that did not come whole stays as it was.
 	// CodeInvalid: it is no archive, or is cut off. If r is a Stopper it is stopped as soon
@@ -214,8 +215,8 @@ type Files interface {
 
 // PackOptions say what is packed, and how.
 type PackOptions struct {
-	// Contents packs what is in a directory, rather than the directory itself, and
-	// follows a symlink to one.
+	// Contents packs a directory as "./", and what is in it without the directory's
+	// name. It follows a symlink to one.
 	Contents    bool
 	Compression nestbox.Compression
 }

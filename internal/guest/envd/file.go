@@ -194,6 +194,7 @@ func (f *files) Unpack(ctx context.Context, path string, r io.Reader, opts guest
 		removeDirs(made)
 		return nestbox.Unpacked{}, writeError(path, err)
 	}
+	how.New = len(made) > 0
 	done, err := archive.Unpack(ctx, path, r, how)
 	if err != nil {
 		removeDirs(made) // unless something was unpacked

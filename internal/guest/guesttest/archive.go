@@ -80,7 +80,7 @@ func testArchiveContents(t *testing.T, files guest.Files, dir string) {
 	for _, c := range []struct {
 		contents bool
 		want     []string
-	}{{true, []string{"f"}}, {false, []string{"d/", "d/f"}}} {
+	}{{true, []string{"./", "f"}}, {false, []string{"d/", "d/f"}}} {
 		var packed bytes.Buffer
 		_, err := files.Pack(t.Context(), dir+"/d", guest.PackOptions{Contents: c.contents}, &packed, nil)
 		require.NoError(t, err)

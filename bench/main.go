@@ -90,6 +90,7 @@ func run(ctx context.Context, args []string) (err error) {
 		{"throughput", (*bench).throughput},
 		{"transfers", (*bench).transfers},
 		{"small files", (*bench).smallTransfers},
+		{"trees", (*bench).trees},
 		{"1,000 readers", (*bench).readers},
 		{"1,000 processes", (*bench).processes},
 		{"kills", (*bench).kills},

@@ -258,3 +258,17 @@ func TestSlowBodies(t *testing.T) {
 		require.NoError(t, writer.Close())
 	}
 }
+
+// TestUnreadableFile: what fails before its first byte is answered with the reason.
+func TestUnreadableFile(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	for _, path := range []string{"/proc/1/mem", "/empty"} {
+		r.guest.files.put(path, "")
+	}
+	got := r.call(http.MethodGet, "/v1/capsules/{id}/files?path=/proc/1/mem", "").expect(http.StatusBadGateway)
+	require.JSONEq(t, `{"error":{"code":"agent_error","message":"/proc/1/mem: input/output error"}}`, string(got.body))
+	got = r.call(http.MethodPost, "/v1/capsules/{id}/files/read", `{"path":"/proc/1/mem"}`).expect(http.StatusBadGateway)
+	require.Contains(t, string(got.body), "input/output error")
+	require.Empty(t, r.call(http.MethodGet, "/v1/capsules/{id}/files?path=/empty", "").expect(http.StatusOK).body)
+}

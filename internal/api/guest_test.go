@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"testing/iotest"
 	"time"
 
 	"github.com/nestbox/nestbox"
@@ -349,6 +350,8 @@ func (f *scriptedFiles) Read(_ context.Context, path string) (io.ReadCloser, nes
 		info.Size = 0
 	case "/shrinks":
 		info.Size++
+	case "/proc/1/mem":
+		return io.NopCloser(iotest.ErrReader(nestbox.Errorf(nestbox.CodeGuest, "/proc/1/mem: input/output error"))), info, nil
 	}
 	return io.NopCloser(strings.NewReader(content)), info, nil
 }

@@ -108,22 +108,47 @@ func (s *server) sendFile(w http.ResponseWriter, r *http.Request, id, path strin
 		return err
 	}
 	defer func() { _ = content.Close() }()
+	// What cannot be read at all, as much of /proc, is said as an error should be.
+	buf := make([]byte, copyBuffer)
+	begun, err := readSome(content, buf)
+	if err != nil {
+		return err
+	}
 	w.Header().Set("Content-Type", "application/octet-stream")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	src := io.Reader(content)
 	sized = sized && info.Size > 0 // files of /proc are longer than they say
 	if sized {
 		w.Header().Set("Content-Length", strconv.FormatInt(info.Size, 10))
-		src = io.LimitReader(content, info.Size)
+		begun = begun[:min(int64(len(begun)), info.Size)]
+		src = io.LimitReader(content, info.Size-int64(len(begun)))
 	}
-	n, err := io.CopyBuffer(plainWriter{w}, src, make([]byte, copyBuffer))
-	if err == nil && sized && n < info.Size {
+	_, err = w.Write(begun)
+	var n int64
+	if err == nil {
+		n, err = io.CopyBuffer(plainWriter{w}, src, buf)
+	}
+	if err == nil && sized && int64(len(begun))+n < info.Size {
 		err = io.ErrUnexpectedEOF
 	}
 	if err != nil {
 		s.abort(r, "file broke off", err)
 	}
 	return nil
+}
+
+// readSome returns the beginning of what r has, or why there is none; nothing is
+// no error.
+func readSome(r io.Reader, buf []byte) ([]byte, error) {
+	for {
+		n, err := r.Read(buf)
+		if n > 0 || errors.Is(err, io.EOF) {
+			return buf[:n], nil // an error comes again
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
 }
 
 // plainWriter hides ReadFrom, whose buffer is small.

@@ -36,7 +36,7 @@ func newFiles() *files {
 // Read implements guest.Files. The FileInfo is that of the opened file, also
 // behind a symlink. Reading fails once ctx has ended.
 func (f *files) Read(ctx context.Context, path string) (io.ReadCloser, nestbox.FileInfo, error) {
-	path, err := cleanPath(ctx, path)
+	path, err := filePath(ctx, path)
 	if err != nil {
 		return nil, nestbox.FileInfo{}, err
 	}
@@ -256,6 +256,20 @@ func cleanPath(ctx context.Context, path string) (string, error) {
 		return "", guest.ContextError(ctx)
 	}
 	return filepath.Clean(path), nil
+}
+
+// filePath is cleanPath for the path of a file. One that can only mean a directory
+// is refused, as open(2) does.
+func filePath(ctx context.Context, path string) (string, error) {
+	clean, err := cleanPath(ctx, path)
+	if err != nil {
+		return "", err
+	}
+	switch _, name := filepath.Split(path); name {
+	case "", ".", "..":
+		return "", nestbox.Errorf(nestbox.CodeInvalid, "%s means a directory: a file is wanted", path)
+	}
+	return clean, nil
 }
 
 // fileError gives an operating system's error its code and a message. An error

@@ -25,7 +25,7 @@ const maxSymlinks = 40
 // Write implements guest.Files. A symlink at path is written through. The new
 // file has another inode than the old one.
 func (f *files) Write(ctx context.Context, path string, r io.Reader, opts guest.WriteOptions) (nestbox.FileInfo, error) {
-	path, err := cleanPath(ctx, path)
+	path, err := filePath(ctx, path)
 	if err != nil {
 		return nestbox.FileInfo{}, err
 	}

@@ -168,7 +168,7 @@ func testWriteOverOther(t *testing.T, files guest.Files, dir string) {
 	_, err := files.Mkdir(t.Context(), dir+"/d")
 	require.NoError(t, err)
 	put(t, files, dir+"/f", "x")
-	for _, path := range []string{dir, dir + "/d", "/", "/dev/null", dir + "/f/below", dir + "/f/far/below"} {
+	for _, path := range []string{dir, dir + "/d", "/dev/null", dir + "/f/below", dir + "/f/far/below"} {
 		_, err := files.Write(t.Context(), path, strings.NewReader("y"), guest.WriteOptions{})
 		requireCode(t, err, nestbox.CodeConflict)
 	}
@@ -390,7 +390,16 @@ func testNames(t *testing.T, files guest.Files, dir string) {
 	requireCode(t, err, nestbox.CodeInvalid)
 }
 
-func testBadPaths(t *testing.T, files guest.Files, _ string) {
+func testBadPaths(t *testing.T, files guest.Files, dir string) {
+	put(t, files, dir+"/f", "x")
+	for _, path := range []string{dir + "/f/", dir + "/f/.", dir + "/new/", dir + "/new/..", "/"} {
+		_, _, err := files.Read(t.Context(), path)
+		requireCode(t, err, nestbox.CodeInvalid)
+		_, err = files.Write(t.Context(), path, strings.NewReader("y"), guest.WriteOptions{})
+		requireCode(t, err, nestbox.CodeInvalid)
+	}
+	requireOnly(t, files, dir, "f")
+	require.Equal(t, "x", get(t, files, dir+"/f"))
 	for _, path := range []string{"", "relative", "./x", "../etc", "/nul\x00", "/" + strings.Repeat("x/", nestbox.MaxPathBytes)} {
 		_, _, err := files.Read(t.Context(), path)
 		requireCode(t, err, nestbox.CodeInvalid)

@@ -2,7 +2,7 @@
 // keeping modes, times, links, holes and names as they are, in memory that does not
 // grow with the tree.
 //
-// It knows nothing of capsules and may import the root package only. Pack writes
+// It knows nothing of capsules and may import the root package and internal/pseudofs only. Pack writes
 // the POSIX format (pax), holes as GNU tar's sparse format 1.0 has them. Unpack
 // reads what archive/tar reads, also compressed by gzip or zstd.
 package archive
@@ -14,8 +14,6 @@ import (
 	"io/fs"
 	"strings"
 	"syscall"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/nestbox/nestbox"
 )
@@ -37,20 +35,6 @@ func (w *warnings) add(format string, args ...any) {
 	case len(*w) == maxWarnings:
 		*w = append(*w, "and more")
 	}
-}
-
-// kernels reports whether an open directory is in a file system that shows the
-// kernel's state, which is no content of a tree.
-func kernels(fd int) bool {
-	var st unix.Statfs_t
-	if unix.Fstatfs(fd, &st) != nil {
-		return false
-	}
-	switch st.Type {
-	case unix.PROC_SUPER_MAGIC, unix.SYSFS_MAGIC, unix.CGROUP_SUPER_MAGIC, unix.CGROUP2_SUPER_MAGIC, unix.DEVPTS_SUPER_MAGIC:
-		return true
-	}
-	return false
 }
 
 // vanished reports whether err says that a file is no longer there, or no longer

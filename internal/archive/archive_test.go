@@ -489,7 +489,7 @@ func TestWhileItChanges(t *testing.T) {
 			}
 		}
 	}()
-	for range 300 {
+	for range 100 {
 		var b bytes.Buffer
 		_, err := Pack(t.Context(), root, PackOptions{Contents: true}, &b, nil)
 		require.NoError(t, err)

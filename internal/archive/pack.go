@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nestbox/nestbox"
+	"github.com/nestbox/nestbox/internal/pseudofs"
 )
 
 // PackOptions say what is packed, and how.
@@ -282,7 +283,7 @@ func (k *packer) all(dir *os.File, as, below string) error {
 	}
 	h := k.header(as, &st)
 	h.Typeflag = tar.TypeDir
-	if err := k.write(h); err != nil || kernels(int(dir.Fd())) {
+	if err := k.write(h); err != nil || pseudofs.Open(int(dir.Fd())) {
 		return err
 	}
 	return k.contents(dir, below)

@@ -3,7 +3,7 @@
 // implements guest.Guest on the machine that it runs on; nothing in it knows
 // how requests reach it.
 //
-// It may import the root package and internal/guest only, and no generated
+// It may import the root package, internal/guest and leaves only, and no generated
 // code.
 package envd
 

@@ -10,12 +10,11 @@ import (
 	"strings"
 	"syscall"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/nestbox/nestbox"
 	"github.com/nestbox/nestbox/internal/archive"
 	"github.com/nestbox/nestbox/internal/guest"
 	"github.com/nestbox/nestbox/internal/guest/filewatch"
+	"github.com/nestbox/nestbox/internal/pseudofs"
 )
 
 // files are the files of the machine that envd runs on, with envd's rights.
@@ -209,11 +208,7 @@ func kernelsOwn(path string) bool {
 	if st, err := os.Lstat(path); err != nil || !st.IsDir() {
 		path = filepath.Dir(path) // a link that leads there is not itself there
 	}
-	var fs unix.Statfs_t
-	if unix.Statfs(path, &fs) != nil {
-		return false
-	}
-	return fs.Type == unix.PROC_SUPER_MAGIC || fs.Type == unix.SYSFS_MAGIC || fs.Type == unix.CGROUP2_SUPER_MAGIC
+	return pseudofs.At(path)
 }
 
 // fileInfo describes what is at path, where st comes from.

@@ -2,7 +2,7 @@
 // inotify watches that follows the directories as they are made, moved and
 // removed, and a bounded queue of events.
 //
-// It may import the root package and the guest contract. See inotify(7) for what the kernel
+// It may import the root package, the guest contract and internal/pseudofs. See inotify(7) for what the kernel
 // promises, and docs/adr/0017-watching-files.md for what gVisor does not.
 package filewatch
 
@@ -16,10 +16,9 @@ import (
 	"sync"
 	"syscall"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/nestbox/nestbox"
 	"github.com/nestbox/nestbox/internal/guest"
+	"github.com/nestbox/nestbox/internal/pseudofs"
 )
 
 // Limits bound what watches hold; zero fields mean the defaults.
@@ -139,23 +138,10 @@ func locate(path string) (root, only string, err error) {
 		}
 		root, only = filepath.Dir(real), filepath.Base(real)
 	}
-	if kernels(root) {
+	if pseudofs.At(root) {
 		return "", "", nestbox.Errorf(nestbox.CodeInvalid, "%s cannot be watched: the kernel reports no changes there", path)
 	}
 	return root, only, nil
-}
-
-// kernels reports whether path is in a file system that shows the kernel's state.
-func kernels(path string) bool {
-	var fs unix.Statfs_t
-	if unix.Statfs(path, &fs) != nil {
-		return false
-	}
-	switch fs.Type {
-	case unix.PROC_SUPER_MAGIC, unix.SYSFS_MAGIC, unix.CGROUP_SUPER_MAGIC, unix.CGROUP2_SUPER_MAGIC, unix.DEVPTS_SUPER_MAGIC:
-		return true
-	}
-	return false
 }
 
 // Watch is what is watched for one reader.

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/nestbox/nestbox"
+	"github.com/nestbox/nestbox/internal/pseudofs"
 )
 
 // node is a directory that is watched.
@@ -240,7 +241,7 @@ func (w *Watch) arm(at place, dir *os.File, depth int, tell bool) error {
 	}
 	child := os.NewFile(uintptr(fd), at.name)
 	defer child.Close()
-	if deviceOf(child) != at.dir.device && kernels(w.tree.below(at.dir, at.name)) {
+	if deviceOf(child) != at.dir.device && pseudofs.Open(fd) {
 		return nil
 	}
 	wd, err := w.source.add(child)

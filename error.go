@@ -18,6 +18,7 @@ const (
 	CodeDenied          Code = "denied"          // known caller, not allowed
 	CodeNotFound        Code = "not_found"       // no such thing, or not the caller's
 	CodeConflict        Code = "conflict"        // clashes with something that exists
+	CodePrecondition    Code = "precondition"    // not as the caller demanded that it be
 	CodeInvalidState    Code = "invalid_state"   // exists, but not in a state that allows this
 	CodeTooLarge        Code = "too_large"       // over a size limit
 	CodeExhausted       Code = "exhausted"       // a quota or a resource is used up; try later or free some

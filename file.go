@@ -1,6 +1,7 @@
 package nestbox
 
 import (
+	"fmt"
 	"strings"
 	"time"
 )
@@ -27,6 +28,12 @@ type FileInfo struct {
 	Group         string
 	ModifiedAt    time.Time
 	SymlinkTarget string // of a symlink, as stored
+}
+
+// Version returns a text that changes when the content does, as far as size and
+// modification time tell.
+func (f FileInfo) Version() string {
+	return fmt.Sprintf("%x-%x", f.ModifiedAt.UnixNano(), f.Size)
 }
 
 // MaxPathBytes is Linux's PATH_MAX.

@@ -267,6 +267,17 @@ func TestFiles(t *testing.T) {
 	require.EqualValues(t, len(data), info.Size)
 	require.EqualValues(t, 0o600, info.Mode)
 	require.NoError(t, capsule.Files.Write(ctx, dir+"/empty", bytes.NewReader(nil), client.WriteOptions{}))
+	err = capsule.Files.Write(ctx, dir+"/empty", bytes.NewReader(nil), client.WriteOptions{IfAbsent: true})
+	require.Equal(t, nestbox.CodePrecondition, nestbox.CodeOf(err))
+	require.NoError(t, capsule.Files.Write(ctx, dir+"/a/b c/ü", strings.NewReader("more"), client.WriteOptions{Append: true}))
+	for from, want := range map[int64]string{int64(len(data)): "more", int64(len(data)) + 4: "", 1 << 40: ""} {
+		r, err := capsule.Files.ReadFrom(ctx, dir+"/a/b c/ü", from)
+		require.NoError(t, err)
+		got, err := io.ReadAll(r)
+		require.NoError(t, err)
+		require.Equal(t, want, string(got))
+		require.NoError(t, r.Close())
+	}
 	list, err := capsule.Files.List(ctx, dir, 2)
 	require.NoError(t, err)
 	var paths []string

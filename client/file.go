@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -29,26 +30,66 @@ func (f *Files) Read(ctx context.Context, path string) (io.ReadCloser, error) {
 	return res.Body, nil
 }
 
-// WriteOptions say how a new file is made.
+// ReadFrom is Read from an offset on, in bytes. Behind the file's end there is nothing.
+func (f *Files) ReadFrom(ctx context.Context, path string, from int64) (io.ReadCloser, error) {
+	res, err := f.c.send(ctx, request{
+		method: http.MethodGet, path: capsulePath(f.capsule, "/files"), query: url.Values{"path": {path}},
+		header: http.Header{"Range": {fmt.Sprintf("bytes=%d-", from)}},
+	})
+	if e, ok := errors.AsType[*Error](err); ok && e.Status == http.StatusRequestedRangeNotSatisfiable {
+		return http.NoBody, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if res.StatusCode != http.StatusPartialContent { // it has no parts, as files of /proc
+		if _, err := io.CopyN(io.Discard, res.Body, from); err != nil && !errors.Is(err, io.EOF) {
+			_ = res.Body.Close()
+			return nil, &Error{Status: res.StatusCode, Err: nestbox.Errorf(nestbox.CodeUnavailable, "the answer was cut off: %w", err)}
+		}
+	}
+	return res.Body, nil
+}
+
+// WriteOptions say how a file is written.
 type WriteOptions struct {
-	Mode uint32 // permission bits of a new file; 0 = 0644
-	User string // owner of what is made new; "" = root
+	Mode       uint32    // permission bits; 0 = those of the file that is there, 0644 of a new one
+	User       string    // owner, also of directories that are made; "" = that of the file that is there, else root
+	ModifiedAt time.Time // zero = now
+	// Append adds to the end of the file rather than replace it. What breaks off adds
+	// nothing.
+	Append bool
+	// IfAbsent is CodePrecondition if something is there.
+	IfAbsent bool
+}
+
+func (o WriteOptions) query(path string) url.Values {
+	q := url.Values{"path": {path}}
+	if o.Mode != 0 {
+		q.Set("mode", fmt.Sprintf("%04o", o.Mode))
+	}
+	if o.User != "" {
+		q.Set("user", o.User)
+	}
+	if !o.ModifiedAt.IsZero() {
+		q.Set("modified_at", fmt.Sprintf("%d.%09d", o.ModifiedAt.Unix(), o.ModifiedAt.Nanosecond()))
+	}
+	if o.Append {
+		q.Set("append", "true")
+	}
+	return q
 }
 
 // Write replaces a file with all of r, making missing directories. The old
 // file stays as it was until all of r has arrived.
 func (f *Files) Write(ctx context.Context, path string, r io.Reader, opts WriteOptions) error {
-	q := url.Values{"path": {path}}
-	if opts.Mode != 0 {
-		q.Set("mode", fmt.Sprintf("%04o", opts.Mode))
-	}
-	if opts.User != "" {
-		q.Set("user", opts.User)
-	}
 	// Expect makes the server judge path and key before the bytes are sent.
 	header := http.Header{"Content-Type": {octetStream}, "Expect": {"100-continue"}}
+	if opts.IfAbsent {
+		header.Set("If-None-Match", "*")
+	}
 	res, err := f.c.send(ctx, request{
-		method: http.MethodPut, path: capsulePath(f.capsule, "/files"), query: q, header: header,
+		method: http.MethodPut, path: capsulePath(f.capsule, "/files"), query: opts.query(path), header: header,
 		body: io.NopCloser(r), length: sizeOf(r),
 	})
 	if err != nil {

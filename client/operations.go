@@ -31,6 +31,7 @@ var Operations = map[string]string{
 	"writeFile":       "Files.Write",
 	"streamWriteFile": "Files.Write",
 	"downloadFile":    "Files.Read",
+	"headFile":        "Files.Stat",
 	"readFile":        "Files.Read",
 	"streamReadFile":  "Files.Read",
 	"listFiles":       "Files.List",

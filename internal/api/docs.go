@@ -58,7 +58,7 @@ func (s *server) docsGroups() []docsGroup {
 func (s *server) operations() []*huma.Operation {
 	var all []*huma.Operation
 	for _, item := range s.open.OpenAPI().Paths {
-		for _, op := range []*huma.Operation{item.Get, item.Put, item.Post, item.Delete} {
+		for _, op := range []*huma.Operation{item.Get, item.Head, item.Put, item.Post, item.Delete} {
 			if op != nil {
 				all = append(all, op)
 			}

@@ -46,6 +46,7 @@ var failures = map[nestbox.Code]failure{
 	nestbox.CodeDenied:          {http.StatusForbidden, "forbidden"},
 	nestbox.CodeNotFound:        {http.StatusNotFound, "not_found"},
 	nestbox.CodeConflict:        {http.StatusConflict, "conflict"},
+	nestbox.CodePrecondition:    {http.StatusPreconditionFailed, "precondition_failed"},
 	nestbox.CodeInvalidState:    {http.StatusConflict, "invalid_state"},
 	nestbox.CodeTooLarge:        {http.StatusRequestEntityTooLarge, "too_large"},
 	nestbox.CodeExhausted:       {http.StatusTooManyRequests, "exhausted"},

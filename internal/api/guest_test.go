@@ -335,9 +335,10 @@ type scriptedFiles struct {
 	mu      sync.Mutex
 	content map[string]string
 	watch   guest.FileWatch // of every path that there is
+	written string          // with which options, the last time
 }
 
-func (f *scriptedFiles) Read(_ context.Context, path string) (io.ReadCloser, nestbox.FileInfo, error) {
+func (f *scriptedFiles) Read(_ context.Context, path string, from int64) (io.ReadCloser, nestbox.FileInfo, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	content, ok := f.content[path]
@@ -353,7 +354,7 @@ func (f *scriptedFiles) Read(_ context.Context, path string) (io.ReadCloser, nes
 	case "/proc/1/mem":
 		return io.NopCloser(iotest.ErrReader(nestbox.Errorf(nestbox.CodeGuest, "/proc/1/mem: input/output error"))), info, nil
 	}
-	return io.NopCloser(strings.NewReader(content)), info, nil
+	return io.NopCloser(strings.NewReader(content[min(from, int64(len(content))):])), info, nil
 }
 
 func (f *scriptedFiles) info(path string) nestbox.FileInfo {
@@ -377,8 +378,15 @@ func (f *scriptedFiles) Write(_ context.Context, path string, r io.Reader, opts 
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.content[path] = b.String()
+	f.content[path], f.written = b.String(), fmt.Sprintf("%+v", opts)
 	return f.info(path), nil
+}
+
+// lastWrite returns the options of the last Write.
+func (f *scriptedFiles) lastWrite() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.written
 }
 
 func (f *scriptedFiles) Stat(_ context.Context, path string) (nestbox.FileInfo, error) {

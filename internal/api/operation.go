@@ -101,6 +101,8 @@ func (s *server) documented(o operation) *huma.Operation {
 		return item.Put
 	case http.MethodDelete:
 		return item.Delete
+	case http.MethodHead:
+		return item.Head
 	default:
 		return item.Get
 	}
@@ -184,18 +186,20 @@ func errorResponse(status int) *huma.Response {
 
 // exampleErrors has one error for each status that an operation documents.
 var exampleErrors = map[int]errorDetail{
-	http.StatusBadRequest:            {"invalid_request", "body.vcpus: expected integer"},
-	http.StatusUnauthorized:          {"unauthorized", "invalid API key"},
-	http.StatusNotFound:              {"not_found", "sandbox not found"},
-	http.StatusConflict:              {"invalid_state", "sandbox is stopped"},
-	http.StatusRequestEntityTooLarge: {"too_large", "file exceeds 100 MB limit"},
-	http.StatusUpgradeRequired:       {"invalid_request", "this is a WebSocket"},
-	http.StatusTooManyRequests:       {"exhausted", "no more processes can be started"},
-	http.StatusInternalServerError:   {"internal_error", "internal error"},
-	http.StatusNotImplemented:        {"unsupported", "the capsule has no way out: the host had none when it was made"},
-	http.StatusBadGateway:            {"agent_error", "the capsule's daemon does not answer"},
-	http.StatusServiceUnavailable:    {"host_unavailable", "sandbox host is not reachable"},
-	http.StatusInsufficientStorage:   {"exhausted", "no space left on device"},
+	http.StatusBadRequest:                   {"invalid_request", "body.vcpus: expected integer"},
+	http.StatusUnauthorized:                 {"unauthorized", "invalid API key"},
+	http.StatusNotFound:                     {"not_found", "sandbox not found"},
+	http.StatusConflict:                     {"invalid_state", "sandbox is stopped"},
+	http.StatusPreconditionFailed:           {"precondition_failed", "/root/a.txt has changed"},
+	http.StatusRequestedRangeNotSatisfiable: {"invalid_request", "there is no such part of /root/a.txt"},
+	http.StatusRequestEntityTooLarge:        {"too_large", "file exceeds 100 MB limit"},
+	http.StatusUpgradeRequired:              {"invalid_request", "this is a WebSocket"},
+	http.StatusTooManyRequests:              {"exhausted", "no more processes can be started"},
+	http.StatusInternalServerError:          {"internal_error", "internal error"},
+	http.StatusNotImplemented:               {"unsupported", "the capsule has no way out: the host had none when it was made"},
+	http.StatusBadGateway:                   {"agent_error", "the capsule's daemon does not answer"},
+	http.StatusServiceUnavailable:           {"host_unavailable", "sandbox host is not reachable"},
+	http.StatusInsufficientStorage:          {"exhausted", "no space left on device"},
 }
 
 // samplePath fills in the parameters of a path.

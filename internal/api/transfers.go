@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -21,14 +22,16 @@ const copyBuffer = 256 << 10
 
 type putFileInput struct {
 	CapsulePath
-	Path string `query:"path" required:"true" doc:"Absolute" example:"/root/a.txt"`
-	Mode string `query:"mode" doc:"Permission bits of a new file, in octal; empty = 0644" example:"0755"`
-	User string `query:"user" doc:"Owner of a new file; empty = root"`
-}
-
-type getFileInput struct {
-	CapsulePath
-	Path string `query:"path" required:"true" doc:"Absolute" example:"/root/a.txt"`
+	Path        string `query:"path" required:"true" doc:"Absolute" example:"/root/a.txt"`
+	Mode        string `query:"mode" doc:"Permission bits, in octal; empty = those of the file that is there, 0644 of a new one" example:"0755"`
+	User        string `query:"user" doc:"Owner, also of directories that are made; empty = that of the file that is there, else root"`
+	ModifiedAt  string `query:"modified_at" doc:"When it was modified: Unix seconds, which may have a fraction; empty = now" example:"1700000000.5"`
+	Append      bool   `query:"append" doc:"Add to the end of the file, which readers see as it comes. An upload that breaks off adds nothing"`
+	IfMatch     string `header:"If-Match" doc:"412 unless the file is there with one of these ETags; * = with any"`
+	IfNoneMatch string `header:"If-None-Match" doc:"*: 412 if something is there"`
+	// What cannot be kept must not look as if it were.
+	IfUnmodifiedSince string `header:"If-Unmodified-Since" hidden:"true"`
+	ContentRange      string `header:"Content-Range" hidden:"true"`
 }
 
 func (s *server) registerTransfers() {
@@ -69,20 +72,15 @@ func (s *server) registerTransfers() {
 		op.Responses["200"].Content = binaryContent()
 	}
 	put := registerRaw(s, s.raw, operation{
-		id: "uploadFile", method: http.MethodPut, path: dir, tag: tag, status: http.StatusNoContent, errors: writeErrors,
+		id: "uploadFile", method: http.MethodPut, path: dir, tag: tag, status: http.StatusNoContent,
+		errors:  append([]int{http.StatusPreconditionFailed, http.StatusNotImplemented}, writeErrors...),
 		summary: "Write a file from the plain body",
-		about:   "Of any size. The file is replaced when all of it is there; missing parents are made. An existing file keeps its owner and mode.",
-		sample:  `curl -T a.txt -H "X-API-Key: $NESTBOX_API_KEY" "$NESTBOX_URL/v1/capsules/$CAPSULE/files?path=/root/a.txt"`,
+		about: "Of any size. The file is replaced when all of it is there; missing parents are made. An existing file keeps its owner and mode unless others are asked for. " +
+			"The answer has the new file's `ETag` and `Last-Modified`.",
+		sample: `curl -T a.txt -H "X-API-Key: $NESTBOX_API_KEY" "$NESTBOX_URL/v1/capsules/$CAPSULE/files?path=/root/a.txt"`,
 	}, s.putFile)
 	put.RequestBody = &huma.RequestBody{Required: true, Content: binaryContent()}
-	get := registerRaw(s, s.raw, operation{
-		id: "downloadFile", method: http.MethodGet, path: dir, tag: tag, errors: capsuleErrors,
-		summary: "Read a file",
-		sample:  `curl -H "X-API-Key: $NESTBOX_API_KEY" "$NESTBOX_URL/v1/capsules/$CAPSULE/files?path=/root/a.txt"`,
-	}, func(w http.ResponseWriter, r *http.Request, in *getFileInput) error {
-		return s.sendFile(w, r, in.ID, in.Path, true)
-	})
-	get.Responses["200"].Content = binaryContent()
+	s.registerDownload(dir)
 }
 
 func formSchema() *huma.Schema {
@@ -96,37 +94,44 @@ func formSchema() *huma.Schema {
 	}
 }
 
-// sendFile answers with the content of a file. What breaks off midway breaks
-// off the connection.
+// sendFile answers with the content of a file, as those operations do that are
+// POST. What breaks off midway breaks off the connection.
 func (s *server) sendFile(w http.ResponseWriter, r *http.Request, id, path string, sized bool) error {
 	files, err := s.files(r.Context(), callerOf(r.Context()), id, path)
 	if err != nil {
 		return err
 	}
-	content, info, err := files.Read(r.Context(), path)
+	content, info, err := files.Read(r.Context(), path, 0)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = content.Close() }()
+	if !sized {
+		info = nestbox.FileInfo{}
+	}
+	return s.sendContent(w, r, content, info)
+}
+
+// sendContent answers with content, which has the length that info says; 0 = it is
+// not known.
+func (s *server) sendContent(w http.ResponseWriter, r *http.Request, content io.Reader, info nestbox.FileInfo) error {
 	// What cannot be read at all, as much of /proc, is said as an error should be.
 	buf := make([]byte, copyBuffer)
 	begun, err := readSome(content, buf)
 	if err != nil {
 		return err
 	}
-	w.Header().Set("Content-Type", "application/octet-stream")
-	w.Header().Set("X-Content-Type-Options", "nosniff")
-	src := io.Reader(content)
-	sized = sized && info.Size > 0 // files of /proc are longer than they say
+	fileHeader(w.Header())
+	sized := info.Size > 0 // files of /proc are longer than they say
 	if sized {
 		w.Header().Set("Content-Length", strconv.FormatInt(info.Size, 10))
 		begun = begun[:min(int64(len(begun)), info.Size)]
-		src = io.LimitReader(content, info.Size-int64(len(begun)))
+		content = io.LimitReader(content, info.Size-int64(len(begun)))
 	}
 	_, err = w.Write(begun)
 	var n int64
 	if err == nil {
-		n, err = io.CopyBuffer(plainWriter{w}, src, buf)
+		n, err = io.CopyBuffer(plainWriter{w}, content, buf)
 	}
 	if err == nil && sized && int64(len(begun))+n < info.Size {
 		err = io.ErrUnexpectedEOF
@@ -155,7 +160,7 @@ func readSome(r io.Reader, buf []byte) ([]byte, error) {
 type plainWriter struct{ io.Writer }
 
 func (s *server) putFile(w http.ResponseWriter, r *http.Request, in *putFileInput) error {
-	mode, err := parseMode(in.Mode)
+	opts, err := in.options()
 	if err != nil {
 		return err
 	}
@@ -164,13 +169,58 @@ func (s *server) putFile(w http.ResponseWriter, r *http.Request, in *putFileInpu
 		return err
 	}
 	body := &source{ctx: r.Context(), Reader: s.patient(w, r)}
-	_, err = files.Write(r.Context(), in.Path, body, guest.WriteOptions{Mode: mode, User: in.User})
+	info, err := files.Write(r.Context(), in.Path, body, opts)
 	if err := body.written(err); err != nil {
 		return err
 	}
+	setVersion(w.Header(), info)
 	w.WriteHeader(http.StatusNoContent)
 	return nil
 }
+
+// options returns what the parameters and headers ask for.
+func (in *putFileInput) options() (guest.WriteOptions, error) {
+	opts := guest.WriteOptions{User: in.User, Append: in.Append}
+	for name, value := range map[string]string{"If-Unmodified-Since": in.IfUnmodifiedSince, "Content-Range": in.ContentRange} {
+		if value != "" {
+			return opts, nestbox.Errorf(nestbox.CodeInvalid, "%s is not possible here; If-Match and append are", name)
+		}
+	}
+	switch strings.TrimSpace(in.IfNoneMatch) {
+	case "":
+	case "*":
+		opts.IfAbsent = true
+	default:
+		return opts, nestbox.Errorf(nestbox.CodeInvalid, "If-None-Match of a write must be *")
+	}
+	var err error
+	if opts.Mode, err = parseMode(in.Mode); err != nil {
+		return opts, err
+	}
+	if opts.ModifiedAt, err = parseSeconds(in.ModifiedAt); err != nil {
+		return opts, err
+	}
+	opts.IfVersion, err = versionsOf(in.IfMatch)
+	return opts, err
+}
+
+// parseSeconds reads Unix seconds that may have a fraction; "" = zero.
+func parseSeconds(text string) (time.Time, error) {
+	if text == "" {
+		return time.Time{}, nil
+	}
+	whole, fraction, _ := strings.Cut(text, ".")
+	sec, err := strconv.ParseInt(whole, 10, 64)
+	nsec, fractionErr := strconv.ParseUint((fraction + "000000000")[:9], 10, 64)
+	if err != nil || fractionErr != nil || len(fraction) > 9 || sec < 0 || sec > maxSeconds {
+		return time.Time{}, nestbox.Errorf(nestbox.CodeInvalid, "modified_at must be Unix seconds, such as 1700000000.5, not %.40q", text)
+	}
+	return time.Unix(sec, int64(nsec)).UTC(), nil
+}
+
+// maxSeconds is the end of the year 2499: what lies behind it no file is believed
+// to have.
+const maxSeconds = 16725225599
 
 func parseMode(text string) (uint32, error) {
 	if text == "" {

@@ -10,6 +10,7 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -35,7 +36,7 @@ capsule is written <capsule>:/absolute/path; - is standard input or output. As
 with cp, a target that is a directory, or ends with a slash, takes the source
 in under its own name; dir/. is all that is in dir. A file appears whole or not at all.
 
-A directory keeps its links, modes and times; what is copied belongs to
+What is copied keeps its links, mode and times; it belongs to
 root in a capsule, and to you here, unless --owner or -a says otherwise.`,
 		Example: `  nestbox cp model.bin cl-4f:/srv/
   nestbox cp -r --owner app project cl-4f:/srv/
@@ -162,7 +163,15 @@ func (c *copying) uploadFile(ctx context.Context, files *client.Files, src, dst 
 	if err != nil {
 		return err
 	}
-	return files.Write(ctx, dst, f, client.WriteOptions{Mode: uint32(info.Mode().Perm()), User: c.owner})
+	return files.Write(ctx, dst, f, client.WriteOptions{Mode: uint32(info.Mode().Perm()), User: c.owner, ModifiedAt: modifiedAt(info)})
+}
+
+// modifiedAt is when a file was modified; zero for a time that the API does not have.
+func modifiedAt(info fs.FileInfo) time.Time {
+	if info.ModTime().Unix() < 0 {
+		return time.Time{}
+	}
+	return info.ModTime()
 }
 
 // download copies from a capsule to here.
@@ -243,6 +252,9 @@ func downloadFile(ctx context.Context, files *client.Files, src string, root *os
 	}()
 	if err := errors.Join(copyOut(ctx, files, src, f), f.Chmod(mode), f.Close()); err != nil {
 		return err
+	}
+	if info.Type == nestbox.FileTypeFile {
+		_ = root.Chtimes(part, info.ModifiedAt, info.ModifiedAt) // in whole seconds: the API has no more
 	}
 	return root.Rename(part, dst)
 }

@@ -42,12 +42,15 @@ func TestCopyFiles(t *testing.T) {
 	here, there := t.TempDir(), t.TempDir()
 	big := strings.Repeat("0123456789abcdef", 1<<17) // 2 MiB
 	writeFile(t, here+"/tool", big, 0o750)
+	at := time.Unix(1234567890, 500_000_000)
+	require.NoError(t, os.Chtimes(here+"/tool", at, at))
 
 	s.ok("cp", here+"/tool", id+":"+there+"/new/dir/tool")
 	require.Equal(t, big, readFile(t, there+"/new/dir/tool"))
 	info, err := os.Stat(there + "/new/dir/tool")
 	require.NoError(t, err)
 	require.Equal(t, fs.FileMode(0o750), info.Mode().Perm())
+	require.Equal(t, at, info.ModTime())
 
 	s.ok("cp", here+"/tool", id+":"+there)
 	require.Equal(t, big, readFile(t, there+"/tool"), "into an existing directory")
@@ -58,6 +61,7 @@ func TestCopyFiles(t *testing.T) {
 	require.Equal(t, big, readFile(t, here+"/back"))
 	info, err = os.Stat(here + "/back")
 	require.NoError(t, err)
+	require.Equal(t, at.Unix(), info.ModTime().Unix())
 	require.Equal(t, fs.FileMode(0o750), info.Mode().Perm())
 	writeFile(t, there+"/other", "other", 0o600)
 	s.ok("cp", id+":"+there+"/other", here)

@@ -56,11 +56,17 @@ const (
 	FeatureWatch Feature = "watch"
 	// FeatureArchive: there are Files.Pack and Files.Unpack.
 	FeatureArchive Feature = "archive"
+	// FeatureReadFrom: Files.Read can begin at an offset.
+	FeatureReadFrom Feature = "read-from"
+	// FeatureWriteOptions: Files.Write knows all of WriteOptions, and Mode and User of files that exist.
+	FeatureWriteOptions Feature = "write-options"
 )
 
 // Features are those of this version.
 func Features() []Feature {
-	return []Feature{FeatureProcessID, FeatureKillBiggest, FeatureTerminal, FeatureWatch, FeatureArchive}
+	return []Feature{
+		FeatureProcessID, FeatureKillBiggest, FeatureTerminal, FeatureWatch, FeatureArchive, FeatureReadFrom, FeatureWriteOptions,
+	}
 }
 
 // Processes are the processes of a capsule that were started by the API, dead
@@ -161,14 +167,14 @@ const DefaultGrace = 5 * time.Second
 // path. CodeConflict: something of another kind, or of that name, is there.
 // CodeExhausted: the disk is full.
 type Files interface {
-	// Read opens a regular file. CodeInvalid if it is something else. The
-	// FileInfo is the opened file's, also behind a symlink. Reading fails once
-	// ctx has ended.
-	Read(ctx context.Context, path string) (io.ReadCloser, nestbox.FileInfo, error)
+	// Read opens a regular file at an offset, in bytes; behind its end there is
+	// nothing. CodeInvalid if it is something else. The FileInfo is the opened
+	// file's, also behind a symlink. Reading fails once ctx has ended.
+	Read(ctx context.Context, path string, from int64) (io.ReadCloser, nestbox.FileInfo, error)
 
 	// Write replaces path with all of r, making missing parents. The old file
 	// stays as it was until all of r is there: if r or ctx fails, nothing
-	// changes. An existing file keeps its owner and mode. If r is a Stopper it is
+	// changes. An existing file keeps its owner and mode unless opts say others. If r is a Stopper it is
 	// stopped as soon as the answer is known, so that a slow one is not waited for.
 	Write(ctx context.Context, path string, r io.Reader, opts WriteOptions) (nestbox.FileInfo, error)
 
@@ -251,8 +257,24 @@ type Stopper interface {
 	Stop()
 }
 
-// WriteOptions say how a new file is made.
+// WriteOptions say how a file is written.
 type WriteOptions struct {
-	Mode uint32 // permission bits of a new file; 0 = 0644
-	User string // owner of what is made new; "" = root
+	Mode       uint32    // permission bits; 0 = those of the file that is there, 0644 of a new one
+	User       string    // owner, also of parents that are made; "" = that of the file that is there, else root
+	ModifiedAt time.Time // zero = now
+
+	// Append adds r to the end of the file rather than replace it, so that readers
+	// see it as it comes. If r or ctx fails, what was added is taken away again, unless
+	// somebody else has written behind it.
+	Append bool
+
+	// Conditions, whose failure is CodePrecondition: IfAbsent, that nothing is there;
+	// IfVersion, if any, that the file is there and its FileInfo.Version is one of
+	// them ("*" = any). No other write through the API comes between them and the
+	// replacing.
+	IfAbsent  bool
+	IfVersion []string
 }
+
+// MaxVersions bounds WriteOptions.IfVersion.
+const MaxVersions = 16

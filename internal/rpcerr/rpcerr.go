@@ -28,6 +28,7 @@ var toConnect = map[nestbox.Code]connect.Code{
 	nestbox.CodeDenied:          connect.CodePermissionDenied,
 	nestbox.CodeNotFound:        connect.CodeNotFound,
 	nestbox.CodeConflict:        connect.CodeAlreadyExists,
+	nestbox.CodePrecondition:    connect.CodeAborted,
 	nestbox.CodeInvalidState:    connect.CodeFailedPrecondition,
 	nestbox.CodeTooLarge:        connect.CodeOutOfRange,
 	nestbox.CodeExhausted:       connect.CodeResourceExhausted,
@@ -35,7 +36,7 @@ var toConnect = map[nestbox.Code]connect.Code{
 	nestbox.CodeTimeout:         connect.CodeDeadlineExceeded,
 	nestbox.CodeCanceled:        connect.CodeCanceled,
 	nestbox.CodeUnsupported:     connect.CodeUnimplemented,
-	nestbox.CodeGuest:           connect.CodeAborted,
+	nestbox.CodeGuest:           connect.CodeUnknown,
 	nestbox.CodeInternal:        connect.CodeInternal,
 }
 

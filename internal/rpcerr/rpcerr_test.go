@@ -22,7 +22,7 @@ import (
 // codes are all of nestbox's.
 var codes = []nestbox.Code{
 	nestbox.CodeInvalid, nestbox.CodeUnauthenticated, nestbox.CodeDenied, nestbox.CodeNotFound,
-	nestbox.CodeConflict, nestbox.CodeInvalidState, nestbox.CodeTooLarge, nestbox.CodeExhausted,
+	nestbox.CodeConflict, nestbox.CodePrecondition, nestbox.CodeInvalidState, nestbox.CodeTooLarge, nestbox.CodeExhausted,
 	nestbox.CodeUnavailable, nestbox.CodeTimeout, nestbox.CodeCanceled, nestbox.CodeUnsupported,
 	nestbox.CodeGuest, nestbox.CodeInternal,
 }

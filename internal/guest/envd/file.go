@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 
 	"github.com/nestbox/nestbox"
@@ -24,6 +25,7 @@ import (
 type files struct {
 	accounts *accounts
 	watcher  *filewatch.Watcher
+	commit   sync.Mutex // held while a file that was written takes the place of the old one
 }
 
 var _ guest.Files = (*files)(nil)
@@ -32,10 +34,12 @@ func newFiles() *files {
 	return &files{accounts: newAccounts("/etc"), watcher: filewatch.New(filewatch.Limits{})}
 }
 
-// Read implements guest.Files. The FileInfo is that of the opened file, also
-// behind a symlink. Reading fails once ctx has ended.
-func (f *files) Read(ctx context.Context, path string) (io.ReadCloser, nestbox.FileInfo, error) {
+// Read implements guest.Files.
+func (f *files) Read(ctx context.Context, path string, from int64) (io.ReadCloser, nestbox.FileInfo, error) {
 	path, err := filePath(ctx, path)
+	if err == nil && from < 0 {
+		err = nestbox.Errorf(nestbox.CodeInvalid, "%d is no offset", from)
+	}
 	if err != nil {
 		return nil, nestbox.FileInfo{}, err
 	}
@@ -55,6 +59,9 @@ func (f *files) Read(ctx context.Context, path string) (io.ReadCloser, nestbox.F
 	st, err = file.Stat()
 	if err == nil && !st.Mode().IsRegular() {
 		err = notRegular(path, st)
+	}
+	if err == nil && from > 0 {
+		_, err = file.Seek(from, io.SeekStart)
 	}
 	if err != nil {
 		_ = file.Close()

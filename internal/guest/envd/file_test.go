@@ -112,7 +112,7 @@ func TestNothingBlocks(t *testing.T) {
 	require.NoError(t, err)
 	defer socket.Close()
 	for _, name := range []string{"fifo", "socket"} {
-		_, _, err := newFiles().Read(t.Context(), dir+"/"+name)
+		_, _, err := newFiles().Read(t.Context(), dir+"/"+name, 0)
 		require.Equal(t, nestbox.CodeInvalid, nestbox.CodeOf(err), "%v", err)
 		require.Equal(t, nestbox.CodeConflict, nestbox.CodeOf(writeFile(t, dir+"/"+name, "x")))
 		info, err := newFiles().Stat(t.Context(), dir+"/"+name)

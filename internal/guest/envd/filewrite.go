@@ -10,6 +10,9 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/nestbox/nestbox"
 	"github.com/nestbox/nestbox/internal/guest"
@@ -29,17 +32,25 @@ func (f *files) Write(ctx context.Context, path string, r io.Reader, opts guest.
 	if err != nil {
 		return nestbox.FileInfo{}, err
 	}
+	if err := checkWrite(opts); err != nil {
+		return nestbox.FileInfo{}, err
+	}
 	target, err := resolve(path)
 	if err != nil {
 		return nestbox.FileInfo{}, writeError(path, err)
 	}
+	// Also here, so that nobody sends much in vain.
 	attr, err := f.attributes(target, opts)
 	if err != nil {
 		return nestbox.FileInfo{}, writeError(path, err)
 	}
-	made, err := makeDirs(filepath.Dir(target), attr.owner)
-	if err == nil {
-		err = replace(ctx, target, r, attr)
+	made, err := makeDirs(filepath.Dir(target), attr.newOwner)
+	switch {
+	case err != nil:
+	case opts.Append:
+		err = appendTo(ctx, target, r, attr)
+	default:
+		err = f.replace(ctx, target, r, attr, opts)
 	}
 	if err != nil {
 		removeDirs(made)
@@ -75,40 +86,112 @@ func resolve(path string) (string, error) {
 // owner is who is to own what is made; nil = the user that envd runs as.
 type owner struct{ uid, gid int }
 
-// attributes are those of the file to come.
-type attributes struct {
-	owner *owner
-	mode  uint32
-	isNew bool
+// checkWrite refuses options that cannot be meant.
+func checkWrite(opts guest.WriteOptions) error {
+	switch {
+	case opts.Append && (opts.IfAbsent || len(opts.IfVersion) > 0):
+		return nestbox.Errorf(nestbox.CodeInvalid, "appending takes no conditions")
+	case opts.IfAbsent && len(opts.IfVersion) > 0:
+		return nestbox.Errorf(nestbox.CodeInvalid, "a file cannot be absent and of a version")
+	case len(opts.IfVersion) > guest.MaxVersions:
+		return nestbox.Errorf(nestbox.CodeInvalid, "more than %d versions", guest.MaxVersions)
+	}
+	return nil
 }
 
-// attributes returns those of an existing file, or what opts ask for.
+// attributes are those of the file to come.
+type attributes struct {
+	owner      *owner
+	newOwner   *owner // of what is made new beside it
+	mode       uint32
+	modifiedAt time.Time // zero = now
+	isNew      bool
+}
+
+// attributes returns what opts ask for, and else what an existing file has. It
+// fails if the conditions do not hold.
 func (f *files) attributes(path string, opts guest.WriteOptions) (attributes, error) {
-	st, err := os.Lstat(path)
-	if err == nil {
-		sys, ok := st.Sys().(*syscall.Stat_t)
-		if !ok || !st.Mode().IsRegular() {
-			return attributes{}, nestbox.Errorf(nestbox.CodeConflict, "%s exists and is not a regular file", path)
+	attr := attributes{mode: opts.Mode & 0o7777, modifiedAt: opts.ModifiedAt}
+	if opts.User != "" {
+		user, err := f.accounts.find(opts.User)
+		if err != nil {
+			return attributes{}, err
 		}
-		return attributes{owner: &owner{int(sys.Uid), int(sys.Gid)}, mode: sys.Mode & 0o7777}, nil
+		attr.newOwner = &owner{int(user.uid), int(user.gid)}
 	}
-	if !errors.Is(err, fs.ErrNotExist) {
-		return attributes{}, err
-	}
-	attr := attributes{mode: opts.Mode & 0o7777, isNew: true}
-	if attr.mode == 0 {
-		attr.mode = 0o644
-	}
-	if opts.User == "" {
+	attr.owner = attr.newOwner
+	st, err := os.Lstat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if len(opts.IfVersion) > 0 {
+			return attributes{}, nestbox.Errorf(nestbox.CodePrecondition, "%s is not there", path)
+		}
+		attr.isNew = true
+		if attr.mode == 0 {
+			attr.mode = 0o644
+		}
 		return attr, nil
+	case err != nil:
+		return attributes{}, err
+	case opts.IfAbsent:
+		return attributes{}, nestbox.Errorf(nestbox.CodePrecondition, "%s is there already", path)
 	}
-	user, err := f.accounts.find(opts.User)
-	attr.owner = &owner{int(user.uid), int(user.gid)}
-	return attr, err
+	sys, ok := st.Sys().(*syscall.Stat_t)
+	if !ok || !st.Mode().IsRegular() {
+		return attributes{}, nestbox.Errorf(nestbox.CodeConflict, "%s exists and is not a regular file", path)
+	}
+	if !isVersion(st, opts.IfVersion) {
+		return attributes{}, nestbox.Errorf(nestbox.CodePrecondition, "%s has changed", path)
+	}
+	if attr.owner == nil {
+		attr.owner = &owner{int(sys.Uid), int(sys.Gid)}
+	}
+	if attr.mode == 0 {
+		attr.mode = sys.Mode & 0o7777
+	}
+	return attr, nil
+}
+
+// isVersion reports whether a file is of one of the versions; of none, any is.
+func isVersion(st fs.FileInfo, versions []string) bool {
+	version := nestbox.FileInfo{Size: st.Size(), ModifiedAt: st.ModTime()}.Version()
+	return len(versions) == 0 || slices.Contains(versions, version) || slices.Contains(versions, "*")
+}
+
+// appendTo adds all of r to the end of the file at path, which is made if it is
+// missing.
+func appendTo(ctx context.Context, path string, r io.Reader, attr attributes) error {
+	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND|syscall.O_NONBLOCK|syscall.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	before, err := file.Stat()
+	if err != nil {
+		return err
+	}
+	if !before.Mode().IsRegular() { // it has taken the place of the one that was
+		return nestbox.Errorf(nestbox.CodeConflict, "%s exists and is not a regular file", path)
+	}
+	w := &contentWriter{ctx: ctx, file: file}
+	err = copyAll(w, r)
+	if err == nil {
+		err = attr.set(file)
+	}
+	if err == nil {
+		return nil
+	}
+	if st, statErr := file.Stat(); statErr == nil && st.Size() == before.Size()+w.written {
+		_ = file.Truncate(before.Size()) // best effort: the error is told
+		if attr.isNew && before.Size() == 0 {
+			_ = os.Remove(path)
+		}
+	}
+	return err
 }
 
 // replace puts all of r into a new file and that in the place of path.
-func replace(ctx context.Context, path string, r io.Reader, attr attributes) error {
+func (f *files) replace(ctx context.Context, path string, r io.Reader, attr attributes, opts guest.WriteOptions) error {
 	prefix := filewatch.TempWrite
 	if attr.isNew {
 		prefix = filewatch.TempCreate
@@ -119,17 +202,24 @@ func replace(ctx context.Context, path string, r io.Reader, attr attributes) err
 	}
 	defer temp.Close()
 	defer os.Remove(temp.Name()) // fails, as it should, once it is renamed
-	if err := copyAll(ctx, temp, r); err != nil {
+	if err := copyAll(&contentWriter{ctx: ctx, file: temp}, r); err != nil {
 		return err
 	}
-	if attr.owner != nil && !owned(temp, *attr.owner) {
-		if err := temp.Chown(attr.owner.uid, attr.owner.gid); err != nil {
+	if err := attr.set(temp); err != nil {
+		return err
+	}
+	f.commit.Lock()
+	defer f.commit.Unlock()
+	if len(opts.IfVersion) > 0 {
+		if _, err := f.attributes(path, opts); err != nil {
 			return err
 		}
 	}
-	// After chown, which takes setuid away. By number, as os.FileMode has its
-	// own bits for setuid, setgid and sticky.
-	if err := syscall.Fchmod(int(temp.Fd()), attr.mode); err != nil {
+	if opts.IfAbsent {
+		err = unix.Renameat2(unix.AT_FDCWD, temp.Name(), unix.AT_FDCWD, path, unix.RENAME_NOREPLACE)
+		if errors.Is(err, syscall.EEXIST) {
+			return nestbox.Errorf(nestbox.CodePrecondition, "%s is there already", path)
+		}
 		return err
 	}
 	err = os.Rename(temp.Name(), path)
@@ -137,6 +227,25 @@ func replace(ctx context.Context, path string, r io.Reader, attr attributes) err
 		return overwrite(path, temp)
 	}
 	return err
+}
+
+// set gives an open file its attributes.
+func (a attributes) set(file *os.File) error {
+	if a.owner != nil && !owned(file, *a.owner) {
+		if err := file.Chown(a.owner.uid, a.owner.gid); err != nil {
+			return err
+		}
+	}
+	// After chown, which takes setuid away. By number, as os.FileMode has its
+	// own bits for setuid, setgid and sticky.
+	if err := syscall.Fchmod(int(file.Fd()), a.mode); err != nil {
+		return err
+	}
+	if a.modifiedAt.IsZero() {
+		return nil
+	}
+	at := unix.NsecToTimespec(a.modifiedAt.UnixNano())
+	return unix.UtimesNanoAt(unix.AT_FDCWD, file.Name(), []unix.Timespec{at, at}, unix.AT_SYMLINK_NOFOLLOW)
 }
 
 func owned(file *os.File, by owner) bool {
@@ -163,27 +272,27 @@ func overwrite(path string, temp *os.File) error {
 	return errors.Join(err, file.Close())
 }
 
-// copyAll copies r to file until r ends or ctx does.
-func copyAll(ctx context.Context, file *os.File, r io.Reader) error {
-	// Hides file's ReadFrom, whose buffer is small.
-	w := &contentWriter{ctx: ctx, file: file}
+// copyAll copies r to a file until r ends or w's context does.
+func copyAll(w *contentWriter, r io.Reader) error {
 	_, err := io.CopyBuffer(w, r, make([]byte, copyBuffer))
 	switch {
 	case err == nil:
 		return nil
-	case ctx.Err() != nil:
-		return guest.ContextError(ctx)
+	case w.ctx.Err() != nil:
+		return guest.ContextError(w.ctx)
 	case w.err != nil:
 		return w.err
 	}
 	return guest.ContentError(err)
 }
 
-// contentWriter writes to a file while its context lasts.
+// contentWriter writes to a file while its context lasts. It has no ReadFrom, as
+// files do, whose buffer is small.
 type contentWriter struct {
-	ctx  context.Context
-	file *os.File
-	err  error // of the file, as opposed to the content's
+	ctx     context.Context
+	file    *os.File
+	written int64
+	err     error // of the file, as opposed to the content's
 }
 
 // Write implements io.Writer.
@@ -192,6 +301,7 @@ func (w *contentWriter) Write(p []byte) (int, error) {
 		return 0, w.ctx.Err()
 	}
 	n, err := w.file.Write(p)
+	w.written += int64(n)
 	w.err = err
 	return n, err
 }

@@ -75,7 +75,7 @@ func BenchmarkReadFile(b *testing.B) {
 	b.SetBytes(size)
 	b.ReportAllocs()
 	for b.Loop() {
-		r, _, err := c.Files().Read(b.Context(), "/f")
+		r, _, err := c.Files().Read(b.Context(), "/f", 0)
 		require.NoError(b, err)
 		n, err := io.Copy(io.Discard, r)
 		require.NoError(b, err)

@@ -32,6 +32,7 @@ var guestCodes = map[nestbox.Code]bool{
 	nestbox.CodeInvalid:      true,
 	nestbox.CodeNotFound:     true,
 	nestbox.CodeConflict:     true,
+	nestbox.CodePrecondition: true,
 	nestbox.CodeInvalidState: true,
 	nestbox.CodeTooLarge:     true,
 	nestbox.CodeExhausted:    true,

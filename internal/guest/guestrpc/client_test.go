@@ -67,7 +67,7 @@ func TestPeerIsNotOurs(t *testing.T) {
 			_, dialErr := c.Dial(t.Context(), 80)
 			_, attachErr := c.Processes().Attach(t.Context(), nestbox.Selector{PID: 1}, guest.Attach{})
 			_, _, startErr := c.Processes().Start(t.Context(), nestbox.ProcessSpec{Cmd: "x"}, nil)
-			_, _, readErr := c.Files().Read(t.Context(), "/f")
+			_, _, readErr := c.Files().Read(t.Context(), "/f", 0)
 			_, listErr := c.Files().List(t.Context(), "/f", 1)
 			for _, err := range []error{pingErr, dialErr, attachErr, startErr, readErr, listErr} {
 				var e *nestbox.Error
@@ -130,7 +130,7 @@ func TestConnectionsAreUsedAgain(t *testing.T) {
 			_, err = r.Next(t.Context())
 		}
 		require.Equal(t, io.EOF, err)
-		file, _, err := c.Files().Read(t.Context(), "/f")
+		file, _, err := c.Files().Read(t.Context(), "/f", 0)
 		require.NoError(t, err)
 		_, err = io.Copy(io.Discard, file)
 		require.NoError(t, err)

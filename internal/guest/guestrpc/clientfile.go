@@ -24,9 +24,14 @@ type files struct{ client *Client }
 var _ guest.Files = files{}
 
 // Read implements guest.Files.
-func (f files) Read(ctx context.Context, path string) (io.ReadCloser, nestbox.FileInfo, error) {
+func (f files) Read(ctx context.Context, path string, from int64) (io.ReadCloser, nestbox.FileInfo, error) {
 	if err := checkPath(path); err != nil {
 		return nil, nestbox.FileInfo{}, err
+	}
+	if from > 0 {
+		if err := f.client.need(ctx, guest.FeatureReadFrom); err != nil {
+			return nil, nestbox.FileInfo{}, err
+		}
 	}
 	if err := f.client.inStreams.take("streams"); err != nil {
 		return nil, nestbox.FileInfo{}, err
@@ -38,7 +43,7 @@ func (f files) Read(ctx context.Context, path string) (io.ReadCloser, nestbox.Fi
 	ctx, g := f.client.guard(ctx)
 	d := &download{client: f.client, ctx: ctx, guard: g, give: sync.OnceFunc(f.client.inStreams.give)}
 	var first guestv1.ReadFileResponse
-	err := d.open(f.client, path, &first)
+	err := d.open(f.client, &guestv1.ReadFileRequest{Path: path, From: from}, &first)
 	if err != nil {
 		_ = d.Close()
 		return nil, nestbox.FileInfo{}, f.client.fromWire(err)
@@ -46,11 +51,11 @@ func (f files) Read(ctx context.Context, path string) (io.ReadCloser, nestbox.Fi
 	return d, fileFromWire(first.GetInfo()), nil
 }
 
-func (d *download) open(c *Client, path string, first *guestv1.ReadFileResponse) (err error) {
+func (d *download) open(c *Client, req *guestv1.ReadFileRequest, first *guestv1.ReadFileResponse) (err error) {
 	d.guard.wait(callIn)
 	defer d.guard.rest()
 	call := procedure(guestv1connect.GuestServiceReadFileProcedure, connect.StreamTypeServer)
-	if d.stream, err = c.calls.CallServerStream(d.ctx, call, &guestv1.ReadFileRequest{Path: path}); err == nil {
+	if d.stream, err = c.calls.CallServerStream(d.ctx, call, req); err == nil {
 		err = d.stream.Receive(first)
 	}
 	if err != nil {
@@ -165,9 +170,15 @@ func (f files) Write(ctx context.Context, path string, r io.Reader, opts guest.W
 	if err := checkPath(path); err != nil {
 		return nestbox.FileInfo{}, err
 	}
+	header := writeOptionsToWire(opts)
+	if header.Append || header.IfAbsent || len(header.IfVersion) > 0 {
+		if err := f.client.need(ctx, guest.FeatureWriteOptions); err != nil {
+			return nestbox.FileInfo{}, err
+		}
+	}
+	header.Path = path
 	data := &guestv1.WriteFileRequest_Data{}
 	message := &guestv1.WriteFileRequest{Message: data}
-	header := &guestv1.WriteFileHeader{Path: path, Mode: opts.Mode, User: opts.User}
 	var res guestv1.WriteFileResponse
 	err := f.client.upload(ctx, guestv1connect.GuestServiceWriteFileProcedure, r, uploadMessages{
 		header: &guestv1.WriteFileRequest{Message: &guestv1.WriteFileRequest_Header{Header: header}},

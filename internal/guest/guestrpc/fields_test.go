@@ -25,6 +25,9 @@ func TestEveryFieldTravels(t *testing.T) {
 	file := fieldtest.Fill[nestbox.FileInfo](t)
 	require.Equal(t, file, fileFromWire(overWire(t, fileToWire(file))))
 
+	write := fieldtest.Fill[guest.WriteOptions](t)
+	require.Equal(t, write, writeOptionsFromWire(overWire(t, writeOptionsToWire(write))))
+
 	event := fieldtest.Fill[nestbox.FileEvent](t)
 	require.Equal(t, event, fileEventFromWire(overWire(t, fileEventToWire(event))))
 

@@ -39,7 +39,7 @@ func (e endless) Read(p []byte) (int, error) {
 func TestCutDownload(t *testing.T) {
 	t.Parallel()
 	s := serve(t, readFrom(endless{}))
-	r, info, err := s.client(t).Files().Read(t.Context(), "/f")
+	r, info, err := s.client(t).Files().Read(t.Context(), "/f", 0)
 	require.NoError(t, err)
 	require.Equal(t, "f", info.Name)
 	defer r.Close()
@@ -50,7 +50,7 @@ func TestCutDownload(t *testing.T) {
 	requireCode(t, err, nestbox.CodeGuest)
 
 	source := endless{cut: make(chan struct{})}
-	r, _, err = serve(t, readFrom(source)).client(t).Files().Read(t.Context(), "/f")
+	r, _, err = serve(t, readFrom(source)).client(t).Files().Read(t.Context(), "/f", 0)
 	require.NoError(t, err)
 	defer r.Close()
 	close(source.cut)

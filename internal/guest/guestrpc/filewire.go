@@ -5,6 +5,7 @@ import (
 
 	"github.com/nestbox/nestbox"
 	guestv1 "github.com/nestbox/nestbox/gen/nestbox/guest/v1"
+	"github.com/nestbox/nestbox/internal/guest"
 )
 
 // checkPath refuses a path that Protocol Buffers cannot carry.
@@ -40,5 +41,27 @@ func fileFromWire(f *guestv1.FileInfo) nestbox.FileInfo {
 		Group:         f.GetGroup(),
 		ModifiedAt:    timeFromWire(f.GetModifiedAt()),
 		SymlinkTarget: f.GetSymlinkTarget(),
+	}
+}
+
+func writeOptionsToWire(o guest.WriteOptions) *guestv1.WriteFileHeader {
+	return &guestv1.WriteFileHeader{
+		Mode:       o.Mode,
+		User:       o.User,
+		ModifiedAt: timeToWire(o.ModifiedAt),
+		Append:     o.Append,
+		IfAbsent:   o.IfAbsent,
+		IfVersion:  o.IfVersion,
+	}
+}
+
+func writeOptionsFromWire(h *guestv1.WriteFileHeader) guest.WriteOptions {
+	return guest.WriteOptions{
+		Mode:       h.GetMode(),
+		User:       h.GetUser(),
+		ModifiedAt: timeFromWire(h.GetModifiedAt()),
+		Append:     h.GetAppend(),
+		IfAbsent:   h.GetIfAbsent(),
+		IfVersion:  h.GetIfVersion(),
 	}
 }

@@ -69,7 +69,7 @@ func everything(c *Client) map[string]func(context.Context) error {
 		"Signal":      func(ctx context.Context) error { return p.Signal(ctx, sel, syscall.SIGTERM) },
 		"Kill":        func(ctx context.Context) error { _, err := p.Kill(ctx, sel, guest.Kill{Grace: time.Hour}); return err },
 		"KillBiggest": func(ctx context.Context) error { _, err := p.KillBiggest(ctx, 0); return err },
-		"Read":        func(ctx context.Context) error { _, _, err := f.Read(ctx, "/f"); return err },
+		"Read":        func(ctx context.Context) error { _, _, err := f.Read(ctx, "/f", 0); return err },
 		"Write": func(ctx context.Context) error {
 			_, err := f.Write(ctx, "/f", bytes.NewReader(make([]byte, 64<<20)), guest.WriteOptions{})
 			return err
@@ -207,7 +207,7 @@ func TestBudget(t *testing.T) {
 	requireCode(t, err, nestbox.CodeExhausted)
 	_, err = c.Processes().Get(t.Context(), nestbox.Selector{PID: 7})
 	requireCode(t, err, nestbox.CodeExhausted)
-	_, _, err = c.Files().Read(t.Context(), "/f")
+	_, _, err = c.Files().Read(t.Context(), "/f", 0)
 	requireCode(t, err, nestbox.CodeExhausted)
 	_, err = c.Dial(t.Context(), 80)
 	requireCode(t, err, nestbox.CodeExhausted)

@@ -147,7 +147,7 @@ func TestWrongToken(t *testing.T) {
 		"Signal":      func() error { return p.Signal(ctx, sel, syscall.SIGTERM) },
 		"Kill":        func() error { _, err := p.Kill(ctx, sel, guest.Kill{}); return err },
 		"KillBiggest": func() error { _, err := p.KillBiggest(ctx, 0); return err },
-		"Read":        func() error { _, _, err := f.Read(ctx, "/f"); return err },
+		"Read":        func() error { _, _, err := f.Read(ctx, "/f", 0); return err },
 		"Write": func() error {
 			_, err := f.Write(ctx, "/f", bytes.NewReader(make([]byte, 8<<20)), guest.WriteOptions{})
 			return err

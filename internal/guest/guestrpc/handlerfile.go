@@ -17,7 +17,7 @@ import (
 
 // ReadFile implements guestv1connect.GuestServiceHandler.
 func (handler) ReadFile(ctx context.Context, req *guestv1.ReadFileRequest, stream guestv1connect.GuestServiceReadFileServerStream) error {
-	content, info, err := guestOf(ctx).Files().Read(ctx, req.GetPath())
+	content, info, err := guestOf(ctx).Files().Read(ctx, req.GetPath(), req.GetFrom())
 	if err != nil {
 		return rpcerr.ToConnect(err)
 	}
@@ -55,10 +55,7 @@ func (handler) WriteFile(ctx context.Context, stream guestv1connect.GuestService
 		return nil, rpcerr.ToConnect(nestbox.Errorf(nestbox.CodeInvalid, "an upload begins with a header"))
 	}
 	header := first.GetHeader()
-	info, err := guestOf(ctx).Files().Write(ctx, header.GetPath(), &uploadReader{ctx: ctx, receive: func() (uploadMessage, error) { return stream.Receive() }}, guest.WriteOptions{
-		Mode: header.GetMode(),
-		User: header.GetUser(),
-	})
+	info, err := guestOf(ctx).Files().Write(ctx, header.GetPath(), &uploadReader{ctx: ctx, receive: func() (uploadMessage, error) { return stream.Receive() }}, writeOptionsFromWire(header))
 	if err != nil {
 		return nil, rpcerr.ToConnect(err)
 	}

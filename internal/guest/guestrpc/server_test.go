@@ -149,7 +149,7 @@ func (p scriptedProcesses) KillBiggest(context.Context, int64) (guest.Victim, er
 
 type scriptedFiles struct{ s *scripted }
 
-func (f scriptedFiles) Read(ctx context.Context, path string) (io.ReadCloser, nestbox.FileInfo, error) {
+func (f scriptedFiles) Read(ctx context.Context, path string, _ int64) (io.ReadCloser, nestbox.FileInfo, error) {
 	return f.s.read(ctx, path)
 }
 

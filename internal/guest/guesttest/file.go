@@ -32,6 +32,10 @@ func RunFiles(t *testing.T, newGuest func(t *testing.T) guest.Guest) {
 		"WriteFails":          testWriteFails,
 		"WriteCanceled":       testWriteCanceled,
 		"WriteOwner":          testWriteOwner,
+		"WriteConditions":     testWriteConditions,
+		"WriteRace":           testWriteRace,
+		"Append":              testAppend,
+		"ReadFrom":            testReadFrom,
 		"ReadOther":           testReadOther,
 		"ReadWhileReplaced":   testReadWhileReplaced,
 		"ReadPseudo":          testReadPseudo,
@@ -83,7 +87,7 @@ func put(t *testing.T, files guest.Files, path, content string) {
 
 func get(t *testing.T, files guest.Files, path string) string {
 	t.Helper()
-	r, _, err := files.Read(t.Context(), path)
+	r, _, err := files.Read(t.Context(), path, 0)
 	require.NoError(t, err)
 	content, err := io.ReadAll(r)
 	require.NoError(t, err)
@@ -113,7 +117,7 @@ func testWriteAndRead(t *testing.T, files guest.Files, dir string) {
 		require.EqualValues(t, len(content), info.Size)
 		require.EqualValues(t, 0o644, info.Mode)
 
-		r, read, err := files.Read(t.Context(), path)
+		r, read, err := files.Read(t.Context(), path, 0)
 		require.NoError(t, err)
 		require.EqualValues(t, len(content), read.Size)
 		got, err := io.ReadAll(iotest.OneByteReader(io.LimitReader(r, 3)))
@@ -138,7 +142,7 @@ func testLargeFile(t *testing.T, files guest.Files, dir string) {
 	content := func() io.Reader { return io.LimitReader(rand.NewChaCha8([32]byte{1}), size) }
 	_, err := files.Write(t.Context(), dir+"/large", content(), guest.WriteOptions{})
 	require.NoError(t, err)
-	r, info, err := files.Read(t.Context(), dir+"/large")
+	r, info, err := files.Read(t.Context(), dir+"/large", 0)
 	require.NoError(t, err)
 	defer r.Close()
 	require.EqualValues(t, size, info.Size)
@@ -149,11 +153,16 @@ func testReplaceKeepsMode(t *testing.T, files guest.Files, dir string) {
 	info, err := files.Write(t.Context(), dir+"/f", strings.NewReader("old and longer"), guest.WriteOptions{Mode: 0o4751})
 	require.NoError(t, err)
 	require.EqualValues(t, 0o4751, info.Mode)
-	info, err = files.Write(t.Context(), dir+"/f", strings.NewReader("new"), guest.WriteOptions{Mode: 0o600})
+	info, err = files.Write(t.Context(), dir+"/f", strings.NewReader("new"), guest.WriteOptions{})
 	require.NoError(t, err)
 	require.EqualValues(t, 0o4751, info.Mode, "an existing file keeps its mode")
 	require.EqualValues(t, 3, info.Size)
 	require.Equal(t, "new", get(t, files, dir+"/f"))
+	at := time.Unix(1234567890, 987654000).UTC()
+	info, err = files.Write(t.Context(), dir+"/f", strings.NewReader("new"), guest.WriteOptions{Mode: 0o600, ModifiedAt: at})
+	require.NoError(t, err)
+	require.EqualValues(t, 0o600, info.Mode)
+	require.Equal(t, at, info.ModifiedAt)
 }
 
 func testWriteMakesParents(t *testing.T, files guest.Files, dir string) {
@@ -256,9 +265,12 @@ func testWriteOwner(t *testing.T, files guest.Files, dir string) {
 	parent, err := files.Stat(t.Context(), dir+"/b")
 	require.NoError(t, err)
 	require.Equal(t, other, parent.Owner, "parents that are made have the owner too")
-	info, err = files.Write(t.Context(), dir+"/b/c/f", strings.NewReader("new"), guest.WriteOptions{User: "root"})
+	info, err = files.Write(t.Context(), dir+"/b/c/f", strings.NewReader("new"), guest.WriteOptions{})
 	require.NoError(t, err)
 	require.Equal(t, other, info.Owner, "an existing file keeps its owner")
+	info, err = files.Write(t.Context(), dir+"/b/c/f", strings.NewReader("new"), guest.WriteOptions{User: "root"})
+	require.NoError(t, err)
+	require.Equal(t, "root", info.Owner)
 }
 
 func testReadOther(t *testing.T, files guest.Files, dir string) {
@@ -270,11 +282,11 @@ func testReadOther(t *testing.T, files guest.Files, dir string) {
 		dir + "/none":     nestbox.CodeNotFound,
 		dir + "/none/not": nestbox.CodeNotFound,
 	} {
-		_, _, err := files.Read(t.Context(), path)
+		_, _, err := files.Read(t.Context(), path, 0)
 		requireCode(t, err, code)
 	}
 	put(t, files, dir+"/f", "x")
-	_, _, err := files.Read(t.Context(), dir+"/f/below")
+	_, _, err := files.Read(t.Context(), dir+"/f/below", 0)
 	requireCode(t, err, nestbox.CodeNotFound)
 }
 
@@ -282,7 +294,7 @@ func testReadOther(t *testing.T, files guest.Files, dir string) {
 func testReadWhileReplaced(t *testing.T, files guest.Files, dir string) {
 	old := strings.Repeat("old ", 3<<20)
 	put(t, files, dir+"/f", old)
-	r, _, err := files.Read(t.Context(), dir+"/f")
+	r, _, err := files.Read(t.Context(), dir+"/f", 0)
 	require.NoError(t, err)
 	defer r.Close()
 	first := make([]byte, 4)
@@ -297,7 +309,7 @@ func testReadWhileReplaced(t *testing.T, files guest.Files, dir string) {
 	// A reader that is closed early, or whose context ends, is no harm.
 	put(t, files, dir+"/f", old)
 	ctx, cancel := context.WithCancel(t.Context())
-	r, _, err = files.Read(ctx, dir+"/f")
+	r, _, err = files.Read(ctx, dir+"/f", 0)
 	require.NoError(t, err)
 	cancel()
 	_, err = io.Copy(io.Discard, r)
@@ -393,7 +405,7 @@ func testNames(t *testing.T, files guest.Files, dir string) {
 func testBadPaths(t *testing.T, files guest.Files, dir string) {
 	put(t, files, dir+"/f", "x")
 	for _, path := range []string{dir + "/f/", dir + "/f/.", dir + "/new/", dir + "/new/..", "/"} {
-		_, _, err := files.Read(t.Context(), path)
+		_, _, err := files.Read(t.Context(), path, 0)
 		requireCode(t, err, nestbox.CodeInvalid)
 		_, err = files.Write(t.Context(), path, strings.NewReader("y"), guest.WriteOptions{})
 		requireCode(t, err, nestbox.CodeInvalid)
@@ -401,7 +413,7 @@ func testBadPaths(t *testing.T, files guest.Files, dir string) {
 	requireOnly(t, files, dir, "f")
 	require.Equal(t, "x", get(t, files, dir+"/f"))
 	for _, path := range []string{"", "relative", "./x", "../etc", "/nul\x00", "/" + strings.Repeat("x/", nestbox.MaxPathBytes)} {
-		_, _, err := files.Read(t.Context(), path)
+		_, _, err := files.Read(t.Context(), path, 0)
 		requireCode(t, err, nestbox.CodeInvalid)
 		_, err = files.Write(t.Context(), path, strings.NewReader(""), guest.WriteOptions{})
 		requireCode(t, err, nestbox.CodeInvalid)
@@ -445,7 +457,7 @@ func testConcurrent(t *testing.T, files guest.Files, dir string) {
 }
 
 func readWhole(ctx context.Context, files guest.Files, path string, size int) error {
-	r, _, err := files.Read(ctx, path)
+	r, _, err := files.Read(ctx, path, 0)
 	if err != nil {
 		return err
 	}

@@ -27,7 +27,7 @@ func testWriteThroughSymlink(t *testing.T, files guest.Files, dir string) {
 	}
 	_, err = files.Write(t.Context(), "/proc/self/cwd", strings.NewReader("x"), guest.WriteOptions{})
 	requireCode(t, err, nestbox.CodeConflict)
-	_, _, err = files.Read(t.Context(), "/proc/self/cwd")
+	_, _, err = files.Read(t.Context(), "/proc/self/cwd", 0)
 	requireCode(t, err, nestbox.CodeInvalid)
 	put(t, files, "/proc/self/root"+dir+"/f", "through a directory's symlink")
 	require.Equal(t, "through a directory's symlink", get(t, files, dir+"/f"))

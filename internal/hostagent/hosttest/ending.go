@@ -85,7 +85,7 @@ func newCutCalls(t *testing.T, g guest.Guest) *cutCalls {
 		require.NoError(t, err)
 		c.streams = append(c.streams, r)
 	}
-	file, _, err := g.Files().Read(c.ctx, bigFile)
+	file, _, err := g.Files().Read(c.ctx, bigFile, 0)
 	require.NoError(t, err)
 	_, err = io.ReadFull(file, make([]byte, 1000))
 	require.NoError(t, err)

@@ -2015,6 +2015,7 @@ func (x *FileInfo) GetSymlinkTarget() string {
 type ReadFileRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	From          int64                  `protobuf:"varint,2,opt,name=from,proto3" json:"from,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2054,6 +2055,13 @@ func (x *ReadFileRequest) GetPath() string {
 		return x.Path
 	}
 	return ""
+}
+
+func (x *ReadFileRequest) GetFrom() int64 {
+	if x != nil {
+		return x.From
+	}
+	return 0
 }
 
 type ReadFileResponse struct {
@@ -2257,6 +2265,10 @@ type WriteFileHeader struct {
 	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
 	Mode          uint32                 `protobuf:"varint,2,opt,name=mode,proto3" json:"mode,omitempty"`
 	User          string                 `protobuf:"bytes,3,opt,name=user,proto3" json:"user,omitempty"`
+	ModifiedAt    *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=modified_at,json=modifiedAt,proto3" json:"modified_at,omitempty"` // absent = now
+	Append        bool                   `protobuf:"varint,5,opt,name=append,proto3" json:"append,omitempty"`
+	IfAbsent      bool                   `protobuf:"varint,6,opt,name=if_absent,json=ifAbsent,proto3" json:"if_absent,omitempty"`
+	IfVersion     []string               `protobuf:"bytes,7,rep,name=if_version,json=ifVersion,proto3" json:"if_version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2310,6 +2322,34 @@ func (x *WriteFileHeader) GetUser() string {
 		return x.User
 	}
 	return ""
+}
+
+func (x *WriteFileHeader) GetModifiedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ModifiedAt
+	}
+	return nil
+}
+
+func (x *WriteFileHeader) GetAppend() bool {
+	if x != nil {
+		return x.Append
+	}
+	return false
+}
+
+func (x *WriteFileHeader) GetIfAbsent() bool {
+	if x != nil {
+		return x.IfAbsent
+	}
+	return false
+}
+
+func (x *WriteFileHeader) GetIfVersion() []string {
+	if x != nil {
+		return x.IfVersion
+	}
+	return nil
 }
 
 type WriteFileResponse struct {
@@ -3689,9 +3729,10 @@ const file_nestbox_guest_v1_guest_proto_rawDesc = "" +
 	"\x05group\x18\a \x01(\tR\x05group\x12;\n" +
 	"\vmodified_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"modifiedAt\x12%\n" +
-	"\x0esymlink_target\x18\t \x01(\tR\rsymlinkTarget\"%\n" +
+	"\x0esymlink_target\x18\t \x01(\tR\rsymlinkTarget\"9\n" +
 	"\x0fReadFileRequest\x12\x12\n" +
-	"\x04path\x18\x01 \x01(\tR\x04path\"{\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
+	"\x04from\x18\x02 \x01(\x03R\x04from\"{\n" +
 	"\x10ReadFileResponse\x120\n" +
 	"\x04info\x18\x01 \x01(\v2\x1a.nestbox.guest.v1.FileInfoH\x00R\x04info\x12\x14\n" +
 	"\x04data\x18\x02 \x01(\fH\x00R\x04data\x12\x14\n" +
@@ -3701,11 +3742,17 @@ const file_nestbox_guest_v1_guest_proto_rawDesc = "" +
 	"\x06header\x18\x01 \x01(\v2!.nestbox.guest.v1.WriteFileHeaderH\x00R\x06header\x12\x14\n" +
 	"\x04data\x18\x02 \x01(\fH\x00R\x04data\x12\x14\n" +
 	"\x04done\x18\x03 \x01(\bH\x00R\x04doneB\t\n" +
-	"\amessage\"M\n" +
+	"\amessage\"\xde\x01\n" +
 	"\x0fWriteFileHeader\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\rR\x04mode\x12\x12\n" +
-	"\x04user\x18\x03 \x01(\tR\x04user\"C\n" +
+	"\x04user\x18\x03 \x01(\tR\x04user\x12;\n" +
+	"\vmodified_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"modifiedAt\x12\x16\n" +
+	"\x06append\x18\x05 \x01(\bR\x06append\x12\x1b\n" +
+	"\tif_absent\x18\x06 \x01(\bR\bifAbsent\x12\x1d\n" +
+	"\n" +
+	"if_version\x18\a \x03(\tR\tifVersion\"C\n" +
 	"\x11WriteFileResponse\x12.\n" +
 	"\x04info\x18\x01 \x01(\v2\x1a.nestbox.guest.v1.FileInfoR\x04info\"%\n" +
 	"\x0fStatFileRequest\x12\x12\n" +
@@ -3906,60 +3953,61 @@ var file_nestbox_guest_v1_guest_proto_depIdxs = []int32{
 	60, // 33: nestbox.guest.v1.FileInfo.modified_at:type_name -> google.protobuf.Timestamp
 	31, // 34: nestbox.guest.v1.ReadFileResponse.info:type_name -> nestbox.guest.v1.FileInfo
 	35, // 35: nestbox.guest.v1.WriteFileRequest.header:type_name -> nestbox.guest.v1.WriteFileHeader
-	31, // 36: nestbox.guest.v1.WriteFileResponse.info:type_name -> nestbox.guest.v1.FileInfo
-	31, // 37: nestbox.guest.v1.StatFileResponse.info:type_name -> nestbox.guest.v1.FileInfo
-	31, // 38: nestbox.guest.v1.ListFilesResponse.entries:type_name -> nestbox.guest.v1.FileInfo
-	31, // 39: nestbox.guest.v1.MkdirResponse.info:type_name -> nestbox.guest.v1.FileInfo
-	47, // 40: nestbox.guest.v1.PackFilesResponse.result:type_name -> nestbox.guest.v1.PackResult
-	49, // 41: nestbox.guest.v1.UnpackFilesRequest.header:type_name -> nestbox.guest.v1.UnpackFilesHeader
-	53, // 42: nestbox.guest.v1.WatchFilesResponse.events:type_name -> nestbox.guest.v1.FileEvent
-	0,  // 43: nestbox.guest.v1.OutputEvent.Data.stream:type_name -> nestbox.guest.v1.Stream
-	7,  // 44: nestbox.guest.v1.OutputEvent.ExitEvent.exit:type_name -> nestbox.guest.v1.Exit
-	1,  // 45: nestbox.guest.v1.GuestService.Ping:input_type -> nestbox.guest.v1.PingRequest
-	11, // 46: nestbox.guest.v1.GuestService.Start:input_type -> nestbox.guest.v1.StartRequest
-	13, // 47: nestbox.guest.v1.GuestService.List:input_type -> nestbox.guest.v1.ListRequest
-	15, // 48: nestbox.guest.v1.GuestService.Get:input_type -> nestbox.guest.v1.GetRequest
-	17, // 49: nestbox.guest.v1.GuestService.Wait:input_type -> nestbox.guest.v1.WaitRequest
-	19, // 50: nestbox.guest.v1.GuestService.Attach:input_type -> nestbox.guest.v1.AttachRequest
-	21, // 51: nestbox.guest.v1.GuestService.WriteStdin:input_type -> nestbox.guest.v1.WriteStdinRequest
-	23, // 52: nestbox.guest.v1.GuestService.Resize:input_type -> nestbox.guest.v1.ResizeRequest
-	25, // 53: nestbox.guest.v1.GuestService.Signal:input_type -> nestbox.guest.v1.SignalRequest
-	27, // 54: nestbox.guest.v1.GuestService.Kill:input_type -> nestbox.guest.v1.KillRequest
-	29, // 55: nestbox.guest.v1.GuestService.KillBiggest:input_type -> nestbox.guest.v1.KillBiggestRequest
-	32, // 56: nestbox.guest.v1.GuestService.ReadFile:input_type -> nestbox.guest.v1.ReadFileRequest
-	34, // 57: nestbox.guest.v1.GuestService.WriteFile:input_type -> nestbox.guest.v1.WriteFileRequest
-	37, // 58: nestbox.guest.v1.GuestService.StatFile:input_type -> nestbox.guest.v1.StatFileRequest
-	39, // 59: nestbox.guest.v1.GuestService.ListFiles:input_type -> nestbox.guest.v1.ListFilesRequest
-	41, // 60: nestbox.guest.v1.GuestService.Mkdir:input_type -> nestbox.guest.v1.MkdirRequest
-	43, // 61: nestbox.guest.v1.GuestService.RemoveFile:input_type -> nestbox.guest.v1.RemoveFileRequest
-	45, // 62: nestbox.guest.v1.GuestService.PackFiles:input_type -> nestbox.guest.v1.PackFilesRequest
-	48, // 63: nestbox.guest.v1.GuestService.UnpackFiles:input_type -> nestbox.guest.v1.UnpackFilesRequest
-	51, // 64: nestbox.guest.v1.GuestService.WatchFiles:input_type -> nestbox.guest.v1.WatchFilesRequest
-	2,  // 65: nestbox.guest.v1.GuestService.Ping:output_type -> nestbox.guest.v1.PingResponse
-	12, // 66: nestbox.guest.v1.GuestService.Start:output_type -> nestbox.guest.v1.StartResponse
-	14, // 67: nestbox.guest.v1.GuestService.List:output_type -> nestbox.guest.v1.ListResponse
-	16, // 68: nestbox.guest.v1.GuestService.Get:output_type -> nestbox.guest.v1.GetResponse
-	18, // 69: nestbox.guest.v1.GuestService.Wait:output_type -> nestbox.guest.v1.WaitResponse
-	20, // 70: nestbox.guest.v1.GuestService.Attach:output_type -> nestbox.guest.v1.AttachResponse
-	22, // 71: nestbox.guest.v1.GuestService.WriteStdin:output_type -> nestbox.guest.v1.WriteStdinResponse
-	24, // 72: nestbox.guest.v1.GuestService.Resize:output_type -> nestbox.guest.v1.ResizeResponse
-	26, // 73: nestbox.guest.v1.GuestService.Signal:output_type -> nestbox.guest.v1.SignalResponse
-	28, // 74: nestbox.guest.v1.GuestService.Kill:output_type -> nestbox.guest.v1.KillResponse
-	30, // 75: nestbox.guest.v1.GuestService.KillBiggest:output_type -> nestbox.guest.v1.KillBiggestResponse
-	33, // 76: nestbox.guest.v1.GuestService.ReadFile:output_type -> nestbox.guest.v1.ReadFileResponse
-	36, // 77: nestbox.guest.v1.GuestService.WriteFile:output_type -> nestbox.guest.v1.WriteFileResponse
-	38, // 78: nestbox.guest.v1.GuestService.StatFile:output_type -> nestbox.guest.v1.StatFileResponse
-	40, // 79: nestbox.guest.v1.GuestService.ListFiles:output_type -> nestbox.guest.v1.ListFilesResponse
-	42, // 80: nestbox.guest.v1.GuestService.Mkdir:output_type -> nestbox.guest.v1.MkdirResponse
-	44, // 81: nestbox.guest.v1.GuestService.RemoveFile:output_type -> nestbox.guest.v1.RemoveFileResponse
-	46, // 82: nestbox.guest.v1.GuestService.PackFiles:output_type -> nestbox.guest.v1.PackFilesResponse
-	50, // 83: nestbox.guest.v1.GuestService.UnpackFiles:output_type -> nestbox.guest.v1.UnpackFilesResponse
-	52, // 84: nestbox.guest.v1.GuestService.WatchFiles:output_type -> nestbox.guest.v1.WatchFilesResponse
-	65, // [65:85] is the sub-list for method output_type
-	45, // [45:65] is the sub-list for method input_type
-	45, // [45:45] is the sub-list for extension type_name
-	45, // [45:45] is the sub-list for extension extendee
-	0,  // [0:45] is the sub-list for field type_name
+	60, // 36: nestbox.guest.v1.WriteFileHeader.modified_at:type_name -> google.protobuf.Timestamp
+	31, // 37: nestbox.guest.v1.WriteFileResponse.info:type_name -> nestbox.guest.v1.FileInfo
+	31, // 38: nestbox.guest.v1.StatFileResponse.info:type_name -> nestbox.guest.v1.FileInfo
+	31, // 39: nestbox.guest.v1.ListFilesResponse.entries:type_name -> nestbox.guest.v1.FileInfo
+	31, // 40: nestbox.guest.v1.MkdirResponse.info:type_name -> nestbox.guest.v1.FileInfo
+	47, // 41: nestbox.guest.v1.PackFilesResponse.result:type_name -> nestbox.guest.v1.PackResult
+	49, // 42: nestbox.guest.v1.UnpackFilesRequest.header:type_name -> nestbox.guest.v1.UnpackFilesHeader
+	53, // 43: nestbox.guest.v1.WatchFilesResponse.events:type_name -> nestbox.guest.v1.FileEvent
+	0,  // 44: nestbox.guest.v1.OutputEvent.Data.stream:type_name -> nestbox.guest.v1.Stream
+	7,  // 45: nestbox.guest.v1.OutputEvent.ExitEvent.exit:type_name -> nestbox.guest.v1.Exit
+	1,  // 46: nestbox.guest.v1.GuestService.Ping:input_type -> nestbox.guest.v1.PingRequest
+	11, // 47: nestbox.guest.v1.GuestService.Start:input_type -> nestbox.guest.v1.StartRequest
+	13, // 48: nestbox.guest.v1.GuestService.List:input_type -> nestbox.guest.v1.ListRequest
+	15, // 49: nestbox.guest.v1.GuestService.Get:input_type -> nestbox.guest.v1.GetRequest
+	17, // 50: nestbox.guest.v1.GuestService.Wait:input_type -> nestbox.guest.v1.WaitRequest
+	19, // 51: nestbox.guest.v1.GuestService.Attach:input_type -> nestbox.guest.v1.AttachRequest
+	21, // 52: nestbox.guest.v1.GuestService.WriteStdin:input_type -> nestbox.guest.v1.WriteStdinRequest
+	23, // 53: nestbox.guest.v1.GuestService.Resize:input_type -> nestbox.guest.v1.ResizeRequest
+	25, // 54: nestbox.guest.v1.GuestService.Signal:input_type -> nestbox.guest.v1.SignalRequest
+	27, // 55: nestbox.guest.v1.GuestService.Kill:input_type -> nestbox.guest.v1.KillRequest
+	29, // 56: nestbox.guest.v1.GuestService.KillBiggest:input_type -> nestbox.guest.v1.KillBiggestRequest
+	32, // 57: nestbox.guest.v1.GuestService.ReadFile:input_type -> nestbox.guest.v1.ReadFileRequest
+	34, // 58: nestbox.guest.v1.GuestService.WriteFile:input_type -> nestbox.guest.v1.WriteFileRequest
+	37, // 59: nestbox.guest.v1.GuestService.StatFile:input_type -> nestbox.guest.v1.StatFileRequest
+	39, // 60: nestbox.guest.v1.GuestService.ListFiles:input_type -> nestbox.guest.v1.ListFilesRequest
+	41, // 61: nestbox.guest.v1.GuestService.Mkdir:input_type -> nestbox.guest.v1.MkdirRequest
+	43, // 62: nestbox.guest.v1.GuestService.RemoveFile:input_type -> nestbox.guest.v1.RemoveFileRequest
+	45, // 63: nestbox.guest.v1.GuestService.PackFiles:input_type -> nestbox.guest.v1.PackFilesRequest
+	48, // 64: nestbox.guest.v1.GuestService.UnpackFiles:input_type -> nestbox.guest.v1.UnpackFilesRequest
+	51, // 65: nestbox.guest.v1.GuestService.WatchFiles:input_type -> nestbox.guest.v1.WatchFilesRequest
+	2,  // 66: nestbox.guest.v1.GuestService.Ping:output_type -> nestbox.guest.v1.PingResponse
+	12, // 67: nestbox.guest.v1.GuestService.Start:output_type -> nestbox.guest.v1.StartResponse
+	14, // 68: nestbox.guest.v1.GuestService.List:output_type -> nestbox.guest.v1.ListResponse
+	16, // 69: nestbox.guest.v1.GuestService.Get:output_type -> nestbox.guest.v1.GetResponse
+	18, // 70: nestbox.guest.v1.GuestService.Wait:output_type -> nestbox.guest.v1.WaitResponse
+	20, // 71: nestbox.guest.v1.GuestService.Attach:output_type -> nestbox.guest.v1.AttachResponse
+	22, // 72: nestbox.guest.v1.GuestService.WriteStdin:output_type -> nestbox.guest.v1.WriteStdinResponse
+	24, // 73: nestbox.guest.v1.GuestService.Resize:output_type -> nestbox.guest.v1.ResizeResponse
+	26, // 74: nestbox.guest.v1.GuestService.Signal:output_type -> nestbox.guest.v1.SignalResponse
+	28, // 75: nestbox.guest.v1.GuestService.Kill:output_type -> nestbox.guest.v1.KillResponse
+	30, // 76: nestbox.guest.v1.GuestService.KillBiggest:output_type -> nestbox.guest.v1.KillBiggestResponse
+	33, // 77: nestbox.guest.v1.GuestService.ReadFile:output_type -> nestbox.guest.v1.ReadFileResponse
+	36, // 78: nestbox.guest.v1.GuestService.WriteFile:output_type -> nestbox.guest.v1.WriteFileResponse
+	38, // 79: nestbox.guest.v1.GuestService.StatFile:output_type -> nestbox.guest.v1.StatFileResponse
+	40, // 80: nestbox.guest.v1.GuestService.ListFiles:output_type -> nestbox.guest.v1.ListFilesResponse
+	42, // 81: nestbox.guest.v1.GuestService.Mkdir:output_type -> nestbox.guest.v1.MkdirResponse
+	44, // 82: nestbox.guest.v1.GuestService.RemoveFile:output_type -> nestbox.guest.v1.RemoveFileResponse
+	46, // 83: nestbox.guest.v1.GuestService.PackFiles:output_type -> nestbox.guest.v1.PackFilesResponse
+	50, // 84: nestbox.guest.v1.GuestService.UnpackFiles:output_type -> nestbox.guest.v1.UnpackFilesResponse
+	52, // 85: nestbox.guest.v1.GuestService.WatchFiles:output_type -> nestbox.guest.v1.WatchFilesResponse
+	66, // [66:86] is the sub-list for method output_type
+	46, // [46:66] is the sub-list for method input_type
+	46, // [46:46] is the sub-list for extension type_name
+	46, // [46:46] is the sub-list for extension extendee
+	0,  // [0:46] is the sub-list for field type_name
 }
 
 func init() { file_nestbox_guest_v1_guest_proto_init() }

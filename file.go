@@ -17,7 +17,8 @@ const (
 	FileTypeOther     FileType = "other"
 )
 
-// FileInfo describes a directory entry itself, never what a symlink points to.
+// FileInfo describes a directory entry itself, never what a symlink points to. Its
+// paths are as PathText has them.
 type FileInfo struct {
 	Name          string
 	Path          string // absolute, as asked for: symlinks on the way are not resolved
@@ -52,7 +53,7 @@ func ValidatePath(p string) error {
 	switch {
 	case p == "":
 		return Errorf(CodeInvalid, "path is required")
-	case len(p) >= MaxPathBytes:
+	case len(p) >= 4*MaxPathBytes, len(PathBytes(p)) >= MaxPathBytes:
 		return Errorf(CodeInvalid, "path is longer than %d bytes", MaxPathBytes-1)
 	case strings.ContainsRune(p, 0):
 		return Errorf(CodeInvalid, "path contains a NUL byte")

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
-	"net/url"
 	"strings"
 
 	"github.com/nestbox/nestbox"
@@ -31,7 +30,7 @@ func (f *Files) Pack(ctx context.Context, path string, opts PackOptions) (*Archi
 	if opts.Contents {
 		path = strings.TrimSuffix(path, "/") + "/."
 	}
-	q := url.Values{"path": {path}}
+	q := pathQuery(path)
 	if opts.Compression != "" {
 		q.Set("compression", string(opts.Compression))
 	}
@@ -68,7 +67,7 @@ type UnpackOptions struct {
 // which is made if it is missing. Nothing outside of it is made or changed. What was
 // unpacked before an error stays, and the error says what that is.
 func (f *Files) Unpack(ctx context.Context, path string, r io.Reader, opts UnpackOptions) (nestbox.Unpacked, error) {
-	q := url.Values{"path": {path}}
+	q := pathQuery(path)
 	if opts.Owner != "" {
 		q.Set("owner", opts.Owner)
 	}

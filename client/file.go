@@ -12,7 +12,7 @@ import (
 	"github.com/nestbox/nestbox"
 )
 
-// Files are the files of one capsule. Paths are absolute.
+// Files are the files of one capsule. Paths are absolute, and any bytes.
 type Files struct {
 	c       *Client
 	capsule string
@@ -22,7 +22,7 @@ type Files struct {
 // file does not arrive whole. CodeNotFound: no such file.
 func (f *Files) Read(ctx context.Context, path string) (io.ReadCloser, error) {
 	res, err := f.c.send(ctx, request{
-		method: http.MethodGet, path: capsulePath(f.capsule, "/files"), query: url.Values{"path": {path}},
+		method: http.MethodGet, path: capsulePath(f.capsule, "/files"), query: pathQuery(path),
 	})
 	if err != nil {
 		return nil, err
@@ -33,7 +33,7 @@ func (f *Files) Read(ctx context.Context, path string) (io.ReadCloser, error) {
 // ReadFrom is Read from an offset on, in bytes. Behind the file's end there is nothing.
 func (f *Files) ReadFrom(ctx context.Context, path string, from int64) (io.ReadCloser, error) {
 	res, err := f.c.send(ctx, request{
-		method: http.MethodGet, path: capsulePath(f.capsule, "/files"), query: url.Values{"path": {path}},
+		method: http.MethodGet, path: capsulePath(f.capsule, "/files"), query: pathQuery(path),
 		header: http.Header{"Range": {fmt.Sprintf("bytes=%d-", from)}},
 	})
 	if e, ok := errors.AsType[*Error](err); ok && e.Status == http.StatusRequestedRangeNotSatisfiable {
@@ -64,7 +64,7 @@ type WriteOptions struct {
 }
 
 func (o WriteOptions) query(path string) url.Values {
-	q := url.Values{"path": {path}}
+	q := pathQuery(path)
 	if o.Mode != 0 {
 		q.Set("mode", fmt.Sprintf("%04o", o.Mode))
 	}
@@ -109,7 +109,7 @@ func sizeOf(r io.Reader) int64 {
 // Stat describes one path itself: a symlink is not followed.
 func (f *Files) Stat(ctx context.Context, path string) (nestbox.FileInfo, error) {
 	var out entryAnswer
-	err := f.c.call(ctx, http.MethodPost, capsulePath(f.capsule, "/files/stat"), nil, pathBody{Path: path}, &out)
+	err := f.c.call(ctx, http.MethodPost, capsulePath(f.capsule, "/files/stat"), nil, pathBody{Path: nestbox.PathText(path)}, &out)
 	return out.Entry.domain(), err
 }
 
@@ -119,7 +119,7 @@ func (f *Files) List(ctx context.Context, path string, depth int) ([]nestbox.Fil
 	var out struct {
 		Entries []entryBody `json:"entries"`
 	}
-	in := pathBody{Path: path, Depth: depth}
+	in := pathBody{Path: nestbox.PathText(path), Depth: depth}
 	if err := f.c.call(ctx, http.MethodPost, capsulePath(f.capsule, "/files/list"), nil, in, &out); err != nil {
 		return nil, err
 	}
@@ -134,14 +134,16 @@ func (f *Files) List(ctx context.Context, path string, depth int) ([]nestbox.Fil
 // already.
 func (f *Files) Mkdir(ctx context.Context, path string) (nestbox.FileInfo, error) {
 	var out entryAnswer
-	err := f.c.call(ctx, http.MethodPost, capsulePath(f.capsule, "/files/mkdir"), nil, pathBody{Path: path}, &out)
+	err := f.c.call(ctx, http.MethodPost, capsulePath(f.capsule, "/files/mkdir"), nil, pathBody{Path: nestbox.PathText(path)}, &out)
 	return out.Entry.domain(), err
 }
 
 // Remove removes path and everything below it. Nothing there is no error.
 func (f *Files) Remove(ctx context.Context, path string) error {
-	return f.c.call(ctx, http.MethodPost, capsulePath(f.capsule, "/files/remove"), nil, pathBody{Path: path}, nil)
+	return f.c.call(ctx, http.MethodPost, capsulePath(f.capsule, "/files/remove"), nil, pathBody{Path: nestbox.PathText(path)}, nil)
 }
+
+func pathQuery(path string) url.Values { return url.Values{"path": {nestbox.PathText(path)}} }
 
 type pathBody struct {
 	Path  string `json:"path"`
@@ -166,7 +168,7 @@ type entryBody struct {
 
 func (b entryBody) domain() nestbox.FileInfo {
 	return nestbox.FileInfo{
-		Name: b.Name, Path: b.Path, Type: nestbox.FileType(b.Type), Size: b.Size, Mode: b.Mode,
-		Owner: b.Owner, Group: b.Group, ModifiedAt: time.Unix(b.ModifiedAt, 0).UTC(), SymlinkTarget: b.SymlinkTarget,
+		Name: nestbox.PathBytes(b.Name), Path: nestbox.PathBytes(b.Path), Type: nestbox.FileType(b.Type), Size: b.Size, Mode: b.Mode,
+		Owner: b.Owner, Group: b.Group, ModifiedAt: time.Unix(b.ModifiedAt, 0).UTC(), SymlinkTarget: nestbox.PathBytes(b.SymlinkTarget),
 	}
 }

@@ -305,7 +305,7 @@ type execBody struct {
 
 func execBodyOf(s nestbox.ProcessSpec) execBody {
 	return execBody{
-		Cmd: s.Cmd, Args: s.Args, Envs: s.Env, Cwd: s.Cwd, User: s.User, Tag: s.Tag, Stdin: s.Stdin,
+		Cmd: s.Cmd, Args: s.Args, Envs: s.Env, Cwd: nestbox.PathText(s.Cwd), User: s.User, Tag: s.Tag, Stdin: s.Stdin,
 		TimeoutSec: int(math.Ceil(s.Timeout.Seconds())), Terminal: terminalBodyOf(s.Terminal),
 	}
 }
@@ -364,7 +364,7 @@ type exitBody struct {
 
 func (b processBody) domain() nestbox.Process {
 	proc := nestbox.Process{
-		ID: nestbox.ProcessID(b.ID), PID: b.PID, Tag: b.Tag, Cmd: b.Cmd, Args: b.Args, ArgsCut: b.ArgsCut, Cwd: b.Cwd, User: b.User, Stdin: b.Stdin, StartedAt: b.StartedAt,
+		ID: nestbox.ProcessID(b.ID), PID: b.PID, Tag: b.Tag, Cmd: b.Cmd, Args: b.Args, ArgsCut: b.ArgsCut, Cwd: nestbox.PathBytes(b.Cwd), User: b.User, Stdin: b.Stdin, StartedAt: b.StartedAt,
 		Terminal: b.Terminal.domain(),
 		Output: nestbox.OutputState{
 			Start: b.Output.Start, End: b.Output.End,

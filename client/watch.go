@@ -35,7 +35,7 @@ type Watch struct {
 // The watch must be closed. CodeNotFound: nothing is there. CodeUnsupported: the
 // capsule was made by a version that cannot watch. CodeExhausted: it watches too much already.
 func (f *Files) Watch(ctx context.Context, path string, opts WatchOptions) (*Watch, error) {
-	w := &Watch{files: f, path: path, query: url.Values{"path": {path}}}
+	w := &Watch{files: f, path: path, query: pathQuery(path)}
 	if opts.Recursive {
 		w.query.Set("recursive", "true")
 	}
@@ -140,7 +140,7 @@ type watchFrame struct {
 }
 
 func (f watchFrame) domain() nestbox.FileEvent {
-	return nestbox.FileEvent{Type: nestbox.FileEventType(f.Type), Path: f.Path, To: f.To, Directory: f.Directory}
+	return nestbox.FileEvent{Type: nestbox.FileEventType(f.Type), Path: nestbox.PathBytes(f.Path), To: nestbox.PathBytes(f.To), Directory: f.Directory}
 }
 
 // receive returns the next message that is no error.

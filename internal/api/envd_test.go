@@ -4,6 +4,8 @@ import (
 	"encoding/base64"
 	"fmt"
 	"net/http"
+	"net/url"
+	"os"
 	"strconv"
 	"strings"
 	"syscall"
@@ -133,4 +135,42 @@ func TestRealStdinAndFiles(t *testing.T) {
 		expect(http.StatusNoContent)
 	require.Equal(t, content, string(r.request(http.MethodGet, "/v1/capsules/{id}/files?path="+path, nil).expect(http.StatusOK).body))
 	r.call(http.MethodPost, "/v1/capsules/{id}/files/read", `{"path":"`+path+`x"}`).fails(http.StatusNotFound, "not_found")
+}
+
+// A name that is no text goes through every door, and is never taken for the one
+// that it looks like.
+func TestRealNamesThatAreNoText(t *testing.T) {
+	t.Parallel()
+	r := newRealRig(t)
+	dir := t.TempDir()
+	require.NoError(t, os.Mkdir(dir+"/d\xe9", 0o755))
+	require.NoError(t, os.WriteFile(dir+"/d\xe9/f\xff", []byte("odd"), 0o600))
+	require.NoError(t, os.WriteFile(dir+"/d\xe9/f\uFFFD", []byte("other"), 0o600))
+	const api = "/v1/capsules/{id}/"
+	escaped := dir + `/d\udbff\udee9/f\udbff\udeff` // as other JSON encoders write it
+	var list struct{ Entries []fileEntry }
+	r.call(http.MethodPost, api+"files/list", `{"path":"`+dir+`","depth":2}`).expect(http.StatusOK).decode(&list)
+	require.Len(t, list.Entries, 3)
+	shown := list.Entries[2].Path
+	require.Equal(t, dir+"/d\U0010FEE9/f\U0010FEFF", shown)
+	for _, path := range []string{shown, escaped} {
+		require.Equal(t, "odd", string(r.call(http.MethodPost, api+"files/read", `{"path":"`+path+`"}`).expect(http.StatusOK).body))
+	}
+	for _, path := range []string{dir + "/d%E9/f%FF", url.QueryEscape(shown)} {
+		require.Equal(t, "odd", string(r.request(http.MethodGet, api+"files?path="+path, nil).expect(http.StatusOK).body))
+		r.request(http.MethodPut, api+"files?append=true&path="+path, strings.NewReader("+")).expect(http.StatusNoContent)
+		r.request(http.MethodGet, api+"archive?path="+path, nil).expect(http.StatusOK)
+		_ = os.WriteFile(dir+"/d\xe9/f\xff", []byte("odd"), 0o600)
+	}
+	r.request(http.MethodPost, api+"files/write", strings.NewReader(form(file("formed"), field("path", shown))), "Content-Type", formType).expect(http.StatusNoContent)
+	written, err := os.ReadFile(dir + "/d\xe9/f\xff")
+	require.NoError(t, err)
+	require.Equal(t, "formed", string(written))
+	out := r.call(http.MethodPost, api+"exec", `{"cmd":"sh","args":["-c","cat f?"],"cwd":"`+dir+`/d\udbff\udee9"}`).expect(http.StatusOK)
+	require.Contains(t, string(out.body), "formed")
+	r.call(http.MethodPost, api+"files/remove", `{"path":"`+shown+`"}`).expect(http.StatusNoContent)
+	left, err := os.ReadDir(dir + "/d\xe9")
+	require.NoError(t, err)
+	require.Len(t, left, 1)
+	require.Equal(t, "f\uFFFD", left[0].Name())
 }

@@ -52,6 +52,11 @@ func TestCopyFiles(t *testing.T) {
 	require.Equal(t, fs.FileMode(0o750), info.Mode().Perm())
 	require.Equal(t, at, info.ModTime())
 
+	s.ok("cp", here+"/tool", id+":"+there+"/od\xffd")
+	require.Equal(t, big, readFile(t, there+"/od\xffd"))
+	s.ok("cp", id+":"+there+"/od\xffd", here+"/o\xe9")
+	require.Equal(t, big, readFile(t, here+"/o\xe9"))
+
 	s.ok("cp", here+"/tool", id+":"+there)
 	require.Equal(t, big, readFile(t, there+"/tool"), "into an existing directory")
 	s.ok("cp", here+"/tool", id+":"+there+"/made/")

@@ -157,7 +157,7 @@ type outputJSON struct {
 
 func processView(p nestbox.Process) processJSON {
 	v := processJSON{
-		ID: p.ID.String(), PID: p.PID, Tag: p.Tag, Cmd: p.Cmd, Args: p.Args, ArgsCut: p.ArgsCut, Cwd: p.Cwd, User: p.User,
+		ID: p.ID.String(), PID: p.PID, Tag: p.Tag, Cmd: p.Cmd, Args: p.Args, ArgsCut: p.ArgsCut, Cwd: nestbox.PathText(p.Cwd), User: p.User,
 		State: "running", Stdin: p.Stdin, StartedAt: p.StartedAt,
 		Output: outputJSON{p.Output.Start, p.Output.End, p.Output.Stdout, p.Output.Stderr, p.Output.Pty, p.Output.Closed},
 	}

@@ -68,7 +68,7 @@ func (a *app) printFileEvent(e nestbox.FileEvent) error {
 	if a.json {
 		enc := json.NewEncoder(a.Out)
 		enc.SetEscapeHTML(false)
-		return enc.Encode(fileEventJSON{string(e.Type), e.Path, e.To, e.Directory})
+		return enc.Encode(fileEventJSON{string(e.Type), nestbox.PathText(e.Path), nestbox.PathText(e.To), e.Directory})
 	}
 	slash := ""
 	if e.Directory {

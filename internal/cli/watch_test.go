@@ -22,20 +22,20 @@ func TestWatch(t *testing.T) {
 	require.NoError(t, os.MkdirAll(dir+"/sub", 0o755))
 	require.NoError(t, os.WriteFile(dir+"/sub/\x1b[31mred", nil, 0o644))
 	people.sees("red")
-	require.NoError(t, os.Rename(dir+"/sub", dir+"/new"))
+	require.NoError(t, os.Rename(dir+"/sub", dir+"/n\xe9w"))
 	require.NoError(t, os.RemoveAll(dir))
 	for _, r := range []*run{people, programs} {
 		r.wait(0)
 	}
 	require.Equal(t, "create    "+dir+"/sub/\n"+
 		"create    "+dir+"/sub/\uFFFD[31mred\n"+
-		"rename    "+dir+"/sub/ -> "+dir+"/new/\n"+
-		"remove    "+dir+"/new/\uFFFD[31mred\n"+
-		"remove    "+dir+"/new/\n"+
+		"rename    "+dir+"/sub/ -> "+dir+"/n\uFFFDw/\n"+
+		"remove    "+dir+"/n\uFFFDw/\uFFFD[31mred\n"+
+		"remove    "+dir+"/n\uFFFDw/\n"+
 		"remove    "+dir+"/\n", people.out.String())
 	require.Equal(t, `{"type":"create","path":"`+dir+`/sub","directory":true}`+"\n"+
-		`{"type":"rename","path":"`+dir+`/sub","to":"`+dir+`/new","directory":true}`+"\n"+
-		`{"type":"remove","path":"`+dir+`/new","directory":true}`+"\n"+
+		`{"type":"rename","path":"`+dir+`/sub","to":"`+dir+"/n\U0010FEE9w"+`","directory":true}`+"\n"+
+		`{"type":"remove","path":"`+dir+"/n\U0010FEE9w"+`","directory":true}`+"\n"+
 		`{"type":"remove","path":"`+dir+`","directory":true}`+"\n", programs.out.String())
 
 	require.Contains(t, s.fails(1, "watch", capsule, dir), "no such file or directory: "+dir)

@@ -162,7 +162,8 @@ type Kill struct {
 // DefaultGrace is how long a tree has to end after a signal other than SIGKILL.
 const DefaultGrace = 5 * time.Second
 
-// Files are the files of a capsule. Paths are absolute. One that ends with a slash
+// Files are the files of a capsule. Paths are absolute, and text as
+// nestbox.PathText makes it. One that ends with a slash
 // means a directory, and is CodeInvalid where a file is wanted. CodeNotFound: no such
 // path. CodeConflict: something of another kind, or of that name, is there.
 // CodeExhausted: the disk is full.

@@ -178,7 +178,7 @@ func (a *accounts) setUsers(users []user.User) {
 		}
 		if _, ok := a.byUID[acc.uid]; !ok {
 			a.byUID[acc.uid] = acc
-			a.names.users[acc.uid] = validText(acc.name)
+			a.names.users[acc.uid] = strings.ToValidUTF8(acc.name, "\uFFFD")
 		}
 	}
 }
@@ -189,7 +189,7 @@ func (a *accounts) setGroups(groups []user.Group) {
 	for _, g := range groups {
 		gid := uint32(g.Gid)
 		if _, ok := a.names.groups[gid]; !ok {
-			a.names.groups[gid] = validText(g.Name)
+			a.names.groups[gid] = strings.ToValidUTF8(g.Name, "\uFFFD")
 		}
 		for _, name := range g.List {
 			name = strings.TrimSpace(name)

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"syscall"
 
@@ -18,10 +17,8 @@ import (
 	"github.com/nestbox/nestbox/internal/pseudofs"
 )
 
-// files are the files of the machine that envd runs on, with envd's rights.
-//
-// Names that are not UTF-8 are shown with U+FFFD in the place of what is
-// wrong, and so cannot be asked for: the API's paths are UTF-8.
+// files are the files of the machine that envd runs on, with envd's rights. Its
+// methods take and return paths as text, and have them as bytes within.
 type files struct {
 	accounts *accounts
 	watcher  *filewatch.Watcher
@@ -105,6 +102,11 @@ func (f *files) Stat(ctx context.Context, path string) (nestbox.FileInfo, error)
 	if err != nil {
 		return nestbox.FileInfo{}, err
 	}
+	return f.stat(path)
+}
+
+// stat describes what is at a path that is clean.
+func (f *files) stat(path string) (nestbox.FileInfo, error) {
 	st, err := os.Lstat(path)
 	if err != nil {
 		return nestbox.FileInfo{}, fileError(path, err)
@@ -129,7 +131,7 @@ func (f *files) Mkdir(ctx context.Context, path string) (nestbox.FileInfo, error
 		removeDirs(made)
 		return nestbox.FileInfo{}, writeError(path, err)
 	}
-	return f.Stat(ctx, path)
+	return f.stat(path)
 }
 
 // Remove implements guest.Files.
@@ -221,8 +223,8 @@ func kernelsOwn(path string) bool {
 // fileInfo describes what is at path, where st comes from.
 func fileInfo(path string, st fs.FileInfo, names ownerNames) nestbox.FileInfo {
 	out := nestbox.FileInfo{
-		Name:       validText(filepath.Base(path)),
-		Path:       validText(path),
+		Name:       nestbox.PathText(filepath.Base(path)),
+		Path:       nestbox.PathText(path),
 		Size:       st.Size(),
 		ModifiedAt: st.ModTime().UTC(),
 	}
@@ -234,7 +236,7 @@ func fileInfo(path string, st fs.FileInfo, names ownerNames) nestbox.FileInfo {
 	case fs.ModeSymlink:
 		out.Type = nestbox.FileTypeSymlink
 		if target, err := os.Readlink(path); err == nil {
-			out.SymlinkTarget = validText(target)
+			out.SymlinkTarget = nestbox.PathText(target)
 		}
 	default:
 		out.Type = nestbox.FileTypeOther
@@ -247,9 +249,7 @@ func fileInfo(path string, st fs.FileInfo, names ownerNames) nestbox.FileInfo {
 	return out
 }
 
-func validText(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
-
-// cleanPath returns the shortest form of a path that was asked for.
+// cleanPath returns the shortest form of the path that a text asks for.
 func cleanPath(ctx context.Context, path string) (string, error) {
 	if err := nestbox.ValidatePath(path); err != nil {
 		return "", err
@@ -257,7 +257,7 @@ func cleanPath(ctx context.Context, path string) (string, error) {
 	if ctx.Err() != nil {
 		return "", guest.ContextError(ctx)
 	}
-	return filepath.Clean(path), nil
+	return filepath.Clean(nestbox.PathBytes(path)), nil
 }
 
 // filePath is cleanPath for the path of a file. One that can only mean a directory

@@ -130,9 +130,11 @@ func TestNamesThatAreNotUTF8(t *testing.T) {
 	entries, err := newFiles().List(t.Context(), dir, 1)
 	require.NoError(t, err)
 	require.Len(t, entries, 2)
-	require.Equal(t, "a\uFFFDb", entries[0].Name)
-	require.Equal(t, dir+"/a\uFFFDb", entries[0].Path)
-	require.Equal(t, "\uFFFD", entries[1].SymlinkTarget)
+	require.Equal(t, "a\U0010FEFFb", entries[0].Name)
+	require.Equal(t, dir+"/a\U0010FEFFb", entries[0].Path)
+	require.Equal(t, "\U0010FEFE", entries[1].SymlinkTarget)
+	require.NoError(t, newFiles().Remove(t.Context(), entries[0].Path))
+	require.NoFileExists(t, dir+"/a\xffb")
 }
 
 func TestRemoveLeavesSymlinkTarget(t *testing.T) {

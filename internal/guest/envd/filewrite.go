@@ -56,7 +56,7 @@ func (f *files) Write(ctx context.Context, path string, r io.Reader, opts guest.
 		removeDirs(made)
 		return nestbox.FileInfo{}, writeError(path, err)
 	}
-	return f.Stat(ctx, path)
+	return f.stat(path)
 }
 
 // resolve follows path while it is a symlink, and returns where a file is to

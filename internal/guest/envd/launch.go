@@ -53,7 +53,7 @@ func (a *accounts) plan(spec nestbox.ProcessSpec, common map[string]string, mark
 		common["TERM"] = spec.Terminal.Term
 	}
 	env := environment(common, spec.Env, user, mark)
-	l := launch{path: spec.Cmd, cwd: spec.Cwd, user: user, argv: append([]string{spec.Cmd}, spec.Args...)}
+	l := launch{path: spec.Cmd, cwd: nestbox.PathBytes(spec.Cwd), user: user, argv: append([]string{spec.Cmd}, spec.Args...)}
 	if l.cwd == "" {
 		l.cwd = user.home
 	}
@@ -70,7 +70,7 @@ func (a *accounts) plan(spec nestbox.ProcessSpec, common map[string]string, mark
 
 // check says why a launch of spec cannot do, or corrects it.
 func (l *launch) check(spec nestbox.ProcessSpec) (corrected bool, err error) {
-	cwd, err := workingDirectory(spec.Cwd, l.user)
+	cwd, err := workingDirectory(nestbox.PathBytes(spec.Cwd), l.user)
 	if err != nil {
 		return false, err
 	}

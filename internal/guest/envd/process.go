@@ -53,7 +53,7 @@ func (p *process) record() nestbox.Process {
 	p.mu.Unlock()
 	r := nestbox.Process{
 		ID: p.id, PID: p.pid, Tag: p.tag, Cmd: p.spec.Cmd, Args: args, ArgsCut: cut,
-		Cwd: p.cwd, User: p.user, Stdin: p.stdin.isOpen(),
+		Cwd: nestbox.PathText(p.cwd), User: p.user, Stdin: p.stdin.isOpen(),
 		StartedAt: p.startedAt, Output: output, Terminal: p.terminal.state(),
 	}
 	if exit != nil {

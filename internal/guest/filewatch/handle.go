@@ -194,7 +194,7 @@ func (w *Watch) created(path string, directory bool) {
 func (w *Watch) wrote(path string) { w.tell(nestbox.FileEvent{Type: nestbox.FileWrite, Path: path}) }
 
 func (w *Watch) tell(e nestbox.FileEvent) {
-	e.Path = strings.ToValidUTF8(e.Path, "\uFFFD")
-	e.To = strings.ToValidUTF8(e.To, "\uFFFD")
+	e.Path = nestbox.PathText(e.Path)
+	e.To = nestbox.PathText(e.To)
 	w.queue.push(e, w.path)
 }

@@ -52,9 +52,7 @@ func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 
 // Pack implements guest.Files.
 func (f files) Pack(ctx context.Context, path string, opts guest.PackOptions, w io.Writer, begin func() error) ([]string, error) {
-	if err := checkPath(path); err != nil {
-		return nil, err
-	}
+	path = nestbox.TextOfPath(path)
 	if err := f.client.need(ctx, guest.FeatureArchive); err != nil {
 		return nil, err
 	}
@@ -151,9 +149,7 @@ func (handler) UnpackFiles(ctx context.Context, stream guestv1connect.GuestServi
 
 // Unpack implements guest.Files.
 func (f files) Unpack(ctx context.Context, path string, r io.Reader, opts guest.UnpackOptions) (nestbox.Unpacked, error) {
-	if err := checkPath(path); err != nil {
-		return nestbox.Unpacked{}, err
-	}
+	path = nestbox.TextOfPath(path)
 	if err := f.client.need(ctx, guest.FeatureArchive); err != nil {
 		return nestbox.Unpacked{}, err
 	}

@@ -132,7 +132,7 @@ func checkProcess(p *guestv1.Process) error {
 		return protocolError("%d is no PID", p.GetPid())
 	case !nestbox.ValidTag(p.GetTag()):
 		return protocolError("%.80q is no tag", p.GetTag())
-	case p.GetCmd() == "" || len(p.GetCmd()) > nestbox.MaxCmdBytes || len(p.GetCwd()) > nestbox.MaxPathBytes || len(p.GetUser()) > maxNameBytes:
+	case p.GetCmd() == "" || len(p.GetCmd()) > nestbox.MaxCmdBytes || len(p.GetCwd()) > maxPathText || len(p.GetUser()) > maxNameBytes:
 		return protocolError("a process with a command, directory or user that cannot be")
 	case len(p.GetArgs()) > nestbox.MaxArgs:
 		return protocolError("a process with %d arguments", len(p.GetArgs()))
@@ -216,7 +216,7 @@ func checkFile(f *guestv1.FileInfo) error {
 	switch {
 	case f == nil || !fileTypes[nestbox.FileType(f.GetType())]:
 		return protocolError("an answer without a file")
-	case !strings.HasPrefix(f.GetPath(), "/") || len(f.GetPath()) > maxListedPath || len(f.GetName()) > nestbox.MaxPathBytes || len(f.GetSymlinkTarget()) > nestbox.MaxPathBytes:
+	case !strings.HasPrefix(f.GetPath(), "/") || len(f.GetPath()) > maxListedPath || len(f.GetName()) > maxPathText || len(f.GetSymlinkTarget()) > maxPathText:
 		return protocolError("%.80q is no path", f.GetPath())
 	case len(f.GetOwner()) > maxNameBytes || len(f.GetGroup()) > maxNameBytes:
 		return protocolError("a file with an owner that cannot be")
@@ -226,9 +226,12 @@ func checkFile(f *guestv1.FileInfo) error {
 	return checkTime("the time of a file", f.GetModifiedAt())
 }
 
-// maxListedPath: a listing descends from a path by levels that have names of
-// their own.
-const maxListedPath = nestbox.MaxPathBytes + nestbox.MaxListDepth*256
+// Bounds of paths, whose every byte may be a character of four. A listing descends
+// from a path by levels that have names of their own.
+const (
+	maxPathText   = 4 * nestbox.MaxPathBytes
+	maxListedPath = maxPathText + 4*nestbox.MaxListDepth*256
+)
 
 // checkEvent refuses an event that does not follow what a reader has read: at is
 // the offset that it reached, negative if it is not known yet.

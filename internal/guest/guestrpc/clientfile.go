@@ -25,9 +25,7 @@ var _ guest.Files = files{}
 
 // Read implements guest.Files.
 func (f files) Read(ctx context.Context, path string, from int64) (io.ReadCloser, nestbox.FileInfo, error) {
-	if err := checkPath(path); err != nil {
-		return nil, nestbox.FileInfo{}, err
-	}
+	path = nestbox.TextOfPath(path)
 	if from > 0 {
 		if err := f.client.need(ctx, guest.FeatureReadFrom); err != nil {
 			return nil, nestbox.FileInfo{}, err
@@ -167,9 +165,7 @@ func (d *download) Close() error {
 
 // Write implements guest.Files.
 func (f files) Write(ctx context.Context, path string, r io.Reader, opts guest.WriteOptions) (nestbox.FileInfo, error) {
-	if err := checkPath(path); err != nil {
-		return nestbox.FileInfo{}, err
-	}
+	path = nestbox.TextOfPath(path)
 	header := writeOptionsToWire(opts)
 	if header.Append || header.IfAbsent || len(header.IfVersion) > 0 {
 		if err := f.client.need(ctx, guest.FeatureWriteOptions); err != nil {
@@ -314,9 +310,7 @@ func gather(r io.Reader, buf []byte) (n int, err error) {
 
 // Stat implements guest.Files.
 func (f files) Stat(ctx context.Context, path string) (nestbox.FileInfo, error) {
-	if err := checkPath(path); err != nil {
-		return nestbox.FileInfo{}, err
-	}
+	path = nestbox.TextOfPath(path)
 	res, err := call(ctx, f.client, callIn, f.client.rpc.StatFile, &guestv1.StatFileRequest{Path: path})
 	if err == nil {
 		err = checkFile(res.GetInfo())
@@ -329,9 +323,7 @@ func (f files) Stat(ctx context.Context, path string) (nestbox.FileInfo, error) 
 
 // List implements guest.Files.
 func (f files) List(ctx context.Context, path string, depth int) ([]nestbox.FileInfo, error) {
-	if err := checkPath(path); err != nil {
-		return nil, err
-	}
+	path = nestbox.TextOfPath(path)
 	if err := f.client.inCalls.waitShort(ctx, f.client.looks.after+f.client.looks.in, "calls"); err != nil {
 		return nil, err
 	}
@@ -401,9 +393,7 @@ func (l *listing) add(ctx context.Context, entries []*guestv1.FileInfo) error {
 
 // Mkdir implements guest.Files.
 func (f files) Mkdir(ctx context.Context, path string) (nestbox.FileInfo, error) {
-	if err := checkPath(path); err != nil {
-		return nestbox.FileInfo{}, err
-	}
+	path = nestbox.TextOfPath(path)
 	res, err := call(ctx, f.client, callIn, f.client.rpc.Mkdir, &guestv1.MkdirRequest{Path: path})
 	if err == nil {
 		err = checkFile(res.GetInfo())
@@ -416,9 +406,7 @@ func (f files) Mkdir(ctx context.Context, path string) (nestbox.FileInfo, error)
 
 // Remove implements guest.Files.
 func (f files) Remove(ctx context.Context, path string) error {
-	if err := checkPath(path); err != nil {
-		return err
-	}
+	path = nestbox.TextOfPath(path)
 	_, err := call(ctx, f.client, workIn, f.client.rpc.RemoveFile, &guestv1.RemoveFileRequest{Path: path})
 	return err
 }

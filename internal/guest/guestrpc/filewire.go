@@ -1,20 +1,10 @@
 package guestrpc
 
 import (
-	"unicode/utf8"
-
 	"github.com/nestbox/nestbox"
 	guestv1 "github.com/nestbox/nestbox/gen/nestbox/guest/v1"
 	"github.com/nestbox/nestbox/internal/guest"
 )
-
-// checkPath refuses a path that Protocol Buffers cannot carry.
-func checkPath(path string) error {
-	if !utf8.ValidString(path) {
-		return nestbox.Errorf(nestbox.CodeInvalid, "path %.80q is not valid UTF-8", path)
-	}
-	return nil
-}
 
 func fileToWire(f nestbox.FileInfo) *guestv1.FileInfo {
 	return &guestv1.FileInfo{

@@ -45,9 +45,7 @@ func (h handler) WatchFiles(ctx context.Context, req *guestv1.WatchFilesRequest,
 
 // Watch implements guest.Files.
 func (f files) Watch(ctx context.Context, path string, recursive bool) (guest.FileWatch, error) {
-	if err := checkPath(path); err != nil {
-		return nil, err
-	}
+	path = nestbox.TextOfPath(path)
 	if err := f.client.need(ctx, guest.FeatureWatch); err != nil {
 		return nil, err
 	}

@@ -388,7 +388,8 @@ func testRemove(t *testing.T, files guest.Files, dir string) {
 
 func testNames(t *testing.T, files guest.Files, dir string) {
 	long := strings.Repeat("n", syscall.NAME_MAX)
-	names := []string{" ", "a b", "-rf", "dollar$", "new\nline", "quote\"'", "tab\t", "ünïcödé ☃", "\\", long}
+	names := []string{" ", "a b", "-rf", "dollar$", "new\nline", "quote\"'", "tab\t", "ünïcödé ☃", "\\", long,
+		"caf\uFFFD", nestbox.PathText("caf\xe9"), nestbox.PathText("\U0010FEE9"), nestbox.PathText(strings.Repeat("\xff", syscall.NAME_MAX))}
 	for _, name := range names {
 		put(t, files, dir+"/"+name, name)
 	}

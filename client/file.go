@@ -83,8 +83,11 @@ func (o WriteOptions) query(path string) url.Values {
 // Write replaces a file with all of r, making missing directories. The old
 // file stays as it was until all of r has arrived.
 func (f *Files) Write(ctx context.Context, path string, r io.Reader, opts WriteOptions) error {
-	// Expect makes the server judge path and key before the bytes are sent.
-	header := http.Header{"Content-Type": {octetStream}, "Expect": {"100-continue"}}
+	// Expect makes the server judge key and capsule before the bytes are sent.
+	header := http.Header{"Content-Type": {octetStream}}
+	if n := sizeOf(r); n < 0 || n > smallFile { // for little it takes longer than it spares
+		header.Set("Expect", "100-continue")
+	}
 	if opts.IfAbsent {
 		header.Set("If-None-Match", "*")
 	}
@@ -97,6 +100,9 @@ func (f *Files) Write(ctx context.Context, path string, r io.Reader, opts WriteO
 	}
 	return decode(res, nil)
 }
+
+// smallFile is how many bytes are sent without asking first.
+const smallFile = 64 << 10
 
 // sizeOf returns how many bytes are left in r, or -1 if it cannot tell.
 func sizeOf(r io.Reader) int64 {

@@ -213,3 +213,12 @@ func TestOutOfDescriptors(t *testing.T) {
 	require.NoError(t, unix.Prlimit(cmd.Process.Pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 1 << 10, Max: 1 << 10}, nil))
 	require.NoError(t, start())
 }
+
+func TestHeapMayGrow(t *testing.T) {
+	t.Parallel()
+	for live, want := range map[uint64]int{
+		0: mostGrowth, 1 << 20: mostGrowth, 4 << 20: 200, 8 << 20: heapGrowth, 12 << 20: heapGrowth, 1 << 30: heapGrowth,
+	} {
+		require.Equal(t, want, growthOf(live), live)
+	}
+}

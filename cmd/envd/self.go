@@ -4,6 +4,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"runtime/metrics"
 	"syscall"
 	"unsafe"
 
@@ -21,13 +22,48 @@ func prepareSelf() {
 // takes is missing inside. GOMEMLIMIT and GOGC win.
 func limitMemory() {
 	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(50)
+		collectAtLeast()
 	}
 	var info unix.Sysinfo_t
 	if os.Getenv("GOMEMLIMIT") == "" && unix.Sysinfo(&info) == nil {
 		const most = 192 << 20
 		debug.SetMemoryLimit(min(most, int64(info.Totalram)*int64(info.Unit)/4))
 	}
+}
+
+// A heap grows by half before it is collected, but at least to smallHeap: of a heap of
+// two megabytes, a collection for each that is used would take half of the time,
+// since waking threads is slow inside a sandbox.
+const (
+	heapGrowth = 50       // percent
+	smallHeap  = 12 << 20 // bytes
+	mostGrowth = 400      // percent; the runtime collects at four megabytes times this at the latest
+)
+
+// collectAtLeast sets, after each collection, how far the heap may grow until the next.
+func collectAtLeast() {
+	live := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
+	percent := mostGrowth
+	debug.SetGCPercent(percent)
+	var watch func(struct{})
+	watch = func(struct{}) {
+		metrics.Read(live)
+		next := growthOf(live[0].Value.Uint64())
+		if next*10 < percent*9 || next*9 > percent*10 { // it stops all threads to change it
+			percent = next
+			debug.SetGCPercent(percent)
+		}
+		runtime.AddCleanup(new([16]byte), watch, struct{}{}) // of what the next collection finds
+	}
+	watch(struct{}{})
+}
+
+// growthOf returns by how many percent a heap of live bytes may grow.
+func growthOf(live uint64) int {
+	if live >= smallHeap {
+		return heapGrowth
+	}
+	return int(min(mostGrowth, max(heapGrowth, 100*(smallHeap-live)/max(live, 1))))
 }
 
 // keepThreads has two threads at least run Go code. With one, on one virtual

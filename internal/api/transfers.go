@@ -168,7 +168,7 @@ func (s *server) putFile(w http.ResponseWriter, r *http.Request, in *putFileInpu
 	if err != nil {
 		return err
 	}
-	body := &source{ctx: r.Context(), Reader: s.patient(w, r)}
+	body := &source{ctx: r.Context(), Reader: s.patient(w, r), length: r.ContentLength}
 	info, err := files.Write(r.Context(), in.Path, body, opts)
 	if err := body.written(err); err != nil {
 		return err
@@ -237,12 +237,21 @@ func parseMode(text string) (uint32, error) {
 // says more than that of the write that it made fail.
 type source struct {
 	io.Reader
-	ctx context.Context //nolint:containedctx // of the request
-	err error
+	ctx    context.Context //nolint:containedctx // of the request
+	length int64           // that it is said to have; 0 or less = not known
+	err    error
 
 	mu      sync.Mutex
 	stopped *time.Timer // not nil once it was stopped
 	done    bool
+}
+
+// Len implements guest.Sized, as long as nothing was read.
+func (s *source) Len() int {
+	if s.length <= 0 {
+		return -1
+	}
+	return int(s.length)
 }
 
 // restIn is how long a body that nobody wants any more may go on coming: a client

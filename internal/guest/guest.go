@@ -60,12 +60,15 @@ const (
 	FeatureReadFrom Feature = "read-from"
 	// FeatureWriteOptions: Files.Write knows all of WriteOptions, and Mode and User of files that exist.
 	FeatureWriteOptions Feature = "write-options"
+	// FeaturePutFile: Files.Write of little is one message on the wire.
+	FeaturePutFile Feature = "put-file"
 )
 
 // Features are those of this version.
 func Features() []Feature {
 	return []Feature{
 		FeatureProcessID, FeatureKillBiggest, FeatureTerminal, FeatureWatch, FeatureArchive, FeatureReadFrom, FeatureWriteOptions,
+		FeaturePutFile,
 	}
 }
 
@@ -176,7 +179,8 @@ type Files interface {
 	// Write replaces path with all of r, making missing parents. The old file
 	// stays as it was until all of r is there: if r or ctx fails, nothing
 	// changes. An existing file keeps its owner and mode unless opts say others. If r is a Stopper it is
-	// stopped as soon as the answer is known, so that a slow one is not waited for.
+	// stopped as soon as the answer is known, so that a slow one is not waited for. One
+	// that is a Sized and small is sent at once, for speed.
 	Write(ctx context.Context, path string, r io.Reader, opts WriteOptions) (nestbox.FileInfo, error)
 
 	Stat(ctx context.Context, path string) (nestbox.FileInfo, error)
@@ -251,6 +255,12 @@ type FileWatch interface {
 
 // MaxWatchBatch is how many events FileWatch.Next returns at most.
 const MaxWatchBatch = 256
+
+// Sized is a reader that may know how many bytes are left in it; negative = it does
+// not. It is a bytes.Reader's method.
+type Sized interface {
+	Len() int
+}
 
 // Stopper is a reader whose Read another goroutine can end.
 type Stopper interface {

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"log/slog"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/nestbox/nestbox"
@@ -23,6 +24,8 @@ type Store struct {
 	write   *sql.DB // the same pool as read on PostgreSQL, one connection on SQLite
 	dialect dialect
 	log     *slog.Logger
+
+	prepared sync.Map // from the text of a query to its *sql.Stmt
 }
 
 // Open opens the database that dsn names, sqlite:<path> or postgres://…, and
@@ -96,8 +99,23 @@ func (s *Store) change(ctx context.Context, what string, f func(tx) error) error
 	return fail(what, begun.Commit())
 }
 
+// queryRow runs a query whose text is one of a few. It is prepared once for each
+// connection: every request runs two of them, and SQLite takes longer to parse
+// them than to answer.
 func (s *Store) queryRow(ctx context.Context, query string, args ...any) *sql.Row {
-	return s.read.QueryRowContext(ctx, s.dialect.rebind(query), args...)
+	if stmt, ok := s.prepared.Load(query); ok {
+		return stmt.(*sql.Stmt).QueryRowContext(ctx, args...)
+	}
+	text := s.dialect.rebind(query)
+	stmt, err := s.read.PrepareContext(ctx, text)
+	if err != nil {
+		return s.read.QueryRowContext(ctx, text, args...) // which says why, too
+	}
+	if other, had := s.prepared.LoadOrStore(query, stmt); had {
+		_ = stmt.Close() // another request was faster
+		stmt = other.(*sql.Stmt)
+	}
+	return stmt.QueryRowContext(ctx, args...)
 }
 
 // row is *sql.Row or *sql.Rows.

@@ -35,40 +35,44 @@ func (f *files) Write(ctx context.Context, path string, r io.Reader, opts guest.
 	if err := checkWrite(opts); err != nil {
 		return nestbox.FileInfo{}, err
 	}
-	target, err := resolve(path)
+	target, st, err := resolve(path)
 	if err != nil {
 		return nestbox.FileInfo{}, writeError(path, err)
 	}
 	// Also here, so that nobody sends much in vain.
-	attr, err := f.attributes(target, opts)
+	attr, err := f.attributes(target, st, opts)
 	if err != nil {
 		return nestbox.FileInfo{}, writeError(path, err)
 	}
-	made, err := makeDirs(filepath.Dir(target), attr.newOwner)
+	var made []string
+	if attr.isNew {
+		made, err = makeDirs(filepath.Dir(target), attr.newOwner)
+	}
 	switch {
 	case err != nil:
 	case opts.Append:
-		err = appendTo(ctx, target, r, attr)
+		st, err = appendTo(ctx, target, r, attr)
 	default:
-		err = f.replace(ctx, target, r, attr, opts)
+		st, err = f.replace(ctx, target, r, attr, opts)
 	}
 	if err != nil {
 		removeDirs(made)
 		return nestbox.FileInfo{}, writeError(path, err)
 	}
-	return f.stat(path)
+	return fileInfo(path, st, f.accounts.owners()), nil
 }
 
 // resolve follows path while it is a symlink, and returns where a file is to
-// be made or replaced.
-func resolve(path string) (string, error) {
+// be made or replaced, and what is there.
+func resolve(path string) (string, fs.FileInfo, error) {
 	for range maxSymlinks {
-		target, err := os.Readlink(path)
-		if errors.Is(err, syscall.EINVAL) || errors.Is(err, fs.ErrNotExist) { // no symlink, or nothing yet
-			return path, nil
+		st, err := lstat(path)
+		if err != nil || st == nil || st.Mode()&fs.ModeSymlink == 0 {
+			return path, st, err
 		}
+		target, err := os.Readlink(path)
 		if err != nil {
-			return "", err
+			return "", nil, err
 		}
 		if !filepath.IsAbs(target) {
 			target = filepath.Dir(path) + "/" + target
@@ -80,7 +84,16 @@ func resolve(path string) (string, error) {
 		}
 		path = filepath.Join(dir, name)
 	}
-	return "", syscall.ELOOP
+	return "", nil, syscall.ELOOP
+}
+
+// lstat returns nil if nothing is there.
+func lstat(path string) (fs.FileInfo, error) {
+	st, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return st, err
 }
 
 // owner is who is to own what is made; nil = the user that envd runs as.
@@ -108,9 +121,9 @@ type attributes struct {
 	isNew      bool
 }
 
-// attributes returns what opts ask for, and else what an existing file has. It
-// fails if the conditions do not hold.
-func (f *files) attributes(path string, opts guest.WriteOptions) (attributes, error) {
+// attributes returns what opts ask for, and else what the file has that is there; st
+// nil = none. It fails if the conditions do not hold.
+func (f *files) attributes(path string, st fs.FileInfo, opts guest.WriteOptions) (attributes, error) {
 	attr := attributes{mode: opts.Mode & 0o7777, modifiedAt: opts.ModifiedAt}
 	if opts.User != "" {
 		user, err := f.accounts.find(opts.User)
@@ -120,9 +133,8 @@ func (f *files) attributes(path string, opts guest.WriteOptions) (attributes, er
 		attr.newOwner = &owner{int(user.uid), int(user.gid)}
 	}
 	attr.owner = attr.newOwner
-	st, err := os.Lstat(path)
 	switch {
-	case errors.Is(err, fs.ErrNotExist):
+	case st == nil:
 		if len(opts.IfVersion) > 0 {
 			return attributes{}, nestbox.Errorf(nestbox.CodePrecondition, "%s is not there", path)
 		}
@@ -131,8 +143,6 @@ func (f *files) attributes(path string, opts guest.WriteOptions) (attributes, er
 			attr.mode = 0o644
 		}
 		return attr, nil
-	case err != nil:
-		return attributes{}, err
 	case opts.IfAbsent:
 		return attributes{}, nestbox.Errorf(nestbox.CodePrecondition, "%s is there already", path)
 	}
@@ -160,18 +170,18 @@ func isVersion(st fs.FileInfo, versions []string) bool {
 
 // appendTo adds all of r to the end of the file at path, which is made if it is
 // missing.
-func appendTo(ctx context.Context, path string, r io.Reader, attr attributes) error {
+func appendTo(ctx context.Context, path string, r io.Reader, attr attributes) (fs.FileInfo, error) {
 	file, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND|syscall.O_NONBLOCK|syscall.O_NOFOLLOW, 0o600)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer file.Close()
 	before, err := file.Stat()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if !before.Mode().IsRegular() { // it has taken the place of the one that was
-		return nestbox.Errorf(nestbox.CodeConflict, "%s exists and is not a regular file", path)
+		return nil, nestbox.Errorf(nestbox.CodeConflict, "%s exists and is not a regular file", path)
 	}
 	w := &contentWriter{ctx: ctx, file: file}
 	err = copyAll(w, r)
@@ -179,7 +189,7 @@ func appendTo(ctx context.Context, path string, r io.Reader, attr attributes) er
 		err = attr.set(file)
 	}
 	if err == nil {
-		return nil
+		return file.Stat()
 	}
 	if st, statErr := file.Stat(); statErr == nil && st.Size() == before.Size()+w.written {
 		_ = file.Truncate(before.Size()) // best effort: the error is told
@@ -187,44 +197,64 @@ func appendTo(ctx context.Context, path string, r io.Reader, attr attributes) er
 			_ = os.Remove(path)
 		}
 	}
-	return err
+	return nil, err
 }
 
 // replace puts all of r into a new file and that in the place of path.
-func (f *files) replace(ctx context.Context, path string, r io.Reader, attr attributes, opts guest.WriteOptions) error {
+func (f *files) replace(ctx context.Context, path string, r io.Reader, attr attributes, opts guest.WriteOptions) (st fs.FileInfo, err error) {
 	prefix := filewatch.TempWrite
 	if attr.isNew {
 		prefix = filewatch.TempCreate
 	}
 	temp, err := os.CreateTemp(filepath.Dir(path), prefix+"*")
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer temp.Close()
-	defer os.Remove(temp.Name()) // fails, as it should, once it is renamed
+	defer func() {
+		if err != nil {
+			_ = os.Remove(temp.Name())
+		}
+		_ = temp.Close()
+	}()
 	if err := copyAll(&contentWriter{ctx: ctx, file: temp}, r); err != nil {
-		return err
+		return nil, err
 	}
 	if err := attr.set(temp); err != nil {
-		return err
+		return nil, err
 	}
+	if st, err = temp.Stat(); err != nil {
+		return nil, err
+	}
+	return st, f.commitAs(path, temp, opts)
+}
+
+// commitAs puts a file that is complete in the place of path, if the conditions
+// still hold.
+func (f *files) commitAs(path string, temp *os.File, opts guest.WriteOptions) error {
 	f.commit.Lock()
 	defer f.commit.Unlock()
 	if len(opts.IfVersion) > 0 {
-		if _, err := f.attributes(path, opts); err != nil {
+		st, err := lstat(path)
+		if err == nil {
+			_, err = f.attributes(path, st, opts)
+		}
+		if err != nil {
 			return err
 		}
 	}
 	if opts.IfAbsent {
-		err = unix.Renameat2(unix.AT_FDCWD, temp.Name(), unix.AT_FDCWD, path, unix.RENAME_NOREPLACE)
+		err := unix.Renameat2(unix.AT_FDCWD, temp.Name(), unix.AT_FDCWD, path, unix.RENAME_NOREPLACE)
 		if errors.Is(err, syscall.EEXIST) {
 			return nestbox.Errorf(nestbox.CodePrecondition, "%s is there already", path)
 		}
 		return err
 	}
-	err = os.Rename(temp.Name(), path)
+	// By itself, not os.Rename, which looks first at what is there.
+	err := unix.Rename(temp.Name(), path)
 	if errors.Is(err, syscall.EBUSY) {
-		return overwrite(path, temp)
+		if err = overwrite(path, temp); err == nil {
+			err = os.Remove(temp.Name())
+		}
 	}
 	return err
 }
@@ -274,7 +304,11 @@ func overwrite(path string, temp *os.File) error {
 
 // copyAll copies r to a file until r ends or w's context does.
 func copyAll(w *contentWriter, r io.Reader) error {
-	_, err := io.CopyBuffer(w, r, make([]byte, copyBuffer))
+	var buf []byte
+	if _, ok := r.(io.WriterTo); !ok {
+		buf = make([]byte, copyBuffer)
+	}
+	_, err := io.CopyBuffer(w, r, buf)
 	switch {
 	case err == nil:
 		return nil

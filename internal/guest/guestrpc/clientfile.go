@@ -173,6 +173,9 @@ func (f files) Write(ctx context.Context, path string, r io.Reader, opts guest.W
 		}
 	}
 	header.Path = path
+	if s, ok := r.(guest.Sized); ok && s.Len() >= 0 && s.Len() <= maxPut && f.client.need(ctx, guest.FeaturePutFile) == nil {
+		return f.put(ctx, header, io.LimitReader(r, maxPut+1))
+	}
 	data := &guestv1.WriteFileRequest_Data{}
 	message := &guestv1.WriteFileRequest{Message: data}
 	var res guestv1.WriteFileResponse
@@ -182,6 +185,26 @@ func (f files) Write(ctx context.Context, path string, r io.Reader, opts guest.W
 		done:   &guestv1.WriteFileRequest{Message: &guestv1.WriteFileRequest_Done{Done: true}},
 		takes:  callIn,
 	}, &res)
+	if err == nil {
+		err = checkFile(res.GetInfo())
+	}
+	if err != nil {
+		return nestbox.FileInfo{}, err
+	}
+	return fileFromWire(res.GetInfo()), nil
+}
+
+// put writes a small file in one message: each one wakes the daemon, which takes long
+// inside a sandbox.
+func (f files) put(ctx context.Context, header *guestv1.WriteFileHeader, r io.Reader) (nestbox.FileInfo, error) {
+	content, err := io.ReadAll(r)
+	if err != nil {
+		return nestbox.FileInfo{}, guest.ContentError(err)
+	}
+	if len(content) > maxPut {
+		return nestbox.FileInfo{}, nestbox.Errorf(nestbox.CodeInvalid, "there is more content than was said")
+	}
+	res, err := call(ctx, f.client, callIn, f.client.rpc.PutFile, &guestv1.PutFileRequest{Header: header, Content: content})
 	if err == nil {
 		err = checkFile(res.GetInfo())
 	}

@@ -72,7 +72,7 @@ func unmarshal(ctx context.Context, src io.Reader, msg any) error {
 	if !ok {
 		return fmt.Errorf("no message: %T", msg)
 	}
-	raw, err := io.ReadAll(src) // limited by WithReadMaxBytes
+	raw, err := readMessage(src)
 	if err != nil {
 		return err
 	}
@@ -86,6 +86,17 @@ func unmarshal(ctx context.Context, src io.Reader, msg any) error {
 		}
 	}
 	return proto.UnmarshalOptions{DiscardUnknown: true}.Unmarshal(raw, message)
+}
+
+// readMessage reads all of src, which WithReadMaxBytes limits.
+func readMessage(src io.Reader) ([]byte, error) {
+	sized, ok := src.(interface{ Len() int })
+	if !ok {
+		return io.ReadAll(src)
+	}
+	raw := make([]byte, sized.Len())
+	_, err := io.ReadFull(src, raw)
+	return raw, err
 }
 
 // receive receives the next message of stream.

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -72,6 +73,10 @@ func everything(c *Client) map[string]func(context.Context) error {
 		"Read":        func(ctx context.Context) error { _, _, err := f.Read(ctx, "/f", 0); return err },
 		"Write": func(ctx context.Context) error {
 			_, err := f.Write(ctx, "/f", bytes.NewReader(make([]byte, 64<<20)), guest.WriteOptions{})
+			return err
+		},
+		"Put": func(ctx context.Context) error {
+			_, err := f.Write(ctx, "/f", strings.NewReader("x"), guest.WriteOptions{})
 			return err
 		},
 		"Stat":   func(ctx context.Context) error { _, err := f.Stat(ctx, "/f"); return err },

@@ -39,6 +39,10 @@ const (
 	// minUpload is how much of a slow upload is gathered for one message.
 	minUpload = 32 << 10
 
+	// maxPut is how long a file may be that travels in one message, with all that is
+	// to be said of it.
+	maxPut = 32 << 10
+
 	// maxData is how much output travels in one message.
 	maxData = 256 << 10
 

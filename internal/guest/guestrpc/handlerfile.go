@@ -1,6 +1,7 @@
 package guestrpc
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -60,6 +61,15 @@ func (handler) WriteFile(ctx context.Context, stream guestv1connect.GuestService
 		return nil, rpcerr.ToConnect(err)
 	}
 	return &guestv1.WriteFileResponse{Info: fileToWire(info)}, nil
+}
+
+// PutFile implements guestv1connect.GuestServiceHandler.
+func (handler) PutFile(ctx context.Context, req *guestv1.PutFileRequest) (*guestv1.PutFileResponse, error) {
+	info, err := guestOf(ctx).Files().Write(ctx, req.GetHeader().GetPath(), bytes.NewReader(req.GetContent()), writeOptionsFromWire(req.GetHeader()))
+	if err != nil {
+		return nil, rpcerr.ToConnect(err)
+	}
+	return &guestv1.PutFileResponse{Info: fileToWire(info)}, nil
 }
 
 // reuseUploads is an interceptor that receives uploads into one frame each: the

@@ -95,7 +95,12 @@ type scripted struct {
 	pack   func(context.Context, string, io.Writer, func() error) ([]string, error)
 }
 
-func (s *scripted) Ping(ctx context.Context) (guest.Info, error) { return s.ping(ctx) }
+func (s *scripted) Ping(ctx context.Context) (guest.Info, error) {
+	if s.ping == nil {
+		return guest.Info{Features: guest.Features()}, nil
+	}
+	return s.ping(ctx)
+}
 
 func (s *scripted) Processes() guest.Processes { return scriptedProcesses{s} }
 

@@ -54,6 +54,8 @@ const (
 	GuestServiceReadFileProcedure = "/nestbox.guest.v1.GuestService/ReadFile"
 	// GuestServiceWriteFileProcedure is the procedure name of the GuestService's WriteFile RPC.
 	GuestServiceWriteFileProcedure = "/nestbox.guest.v1.GuestService/WriteFile"
+	// GuestServicePutFileProcedure is the procedure name of the GuestService's PutFile RPC.
+	GuestServicePutFileProcedure = "/nestbox.guest.v1.GuestService/PutFile"
 	// GuestServiceStatFileProcedure is the procedure name of the GuestService's StatFile RPC.
 	GuestServiceStatFileProcedure = "/nestbox.guest.v1.GuestService/StatFile"
 	// GuestServiceListFilesProcedure is the procedure name of the GuestService's ListFiles RPC.
@@ -162,6 +164,13 @@ var (
 			Procedure:  GuestServiceWriteFileProcedure,
 		}
 	})
+	guestServicePutFileSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_nestbox_guest_v1_guest_proto.Services().ByName("GuestService").Methods().ByName("PutFile"),
+			Procedure:  GuestServicePutFileProcedure,
+		}
+	})
 	guestServiceStatFileSpec = sync.OnceValue(func() connect.Spec {
 		return connect.Spec{
 			StreamType: connect.StreamTypeUnary,
@@ -232,6 +241,7 @@ type GuestServiceClient interface {
 	// WriteFile: the first message holds the header, the others data; the last
 	// has done set, so that a cut stream is never taken for a short file.
 	WriteFile(context.Context) (GuestServiceWriteFileClientStream, error)
+	PutFile(context.Context, *v1.PutFileRequest) (*v1.PutFileResponse, error)
 	StatFile(context.Context, *v1.StatFileRequest) (*v1.StatFileResponse, error)
 	ListFiles(context.Context, *v1.ListFilesRequest) (GuestServiceListFilesClientStream, error)
 	Mkdir(context.Context, *v1.MkdirRequest) (*v1.MkdirResponse, error)
@@ -444,6 +454,7 @@ type GuestServiceHandler interface {
 	// WriteFile: the first message holds the header, the others data; the last
 	// has done set, so that a cut stream is never taken for a short file.
 	WriteFile(context.Context, GuestServiceWriteFileServerStream) (*v1.WriteFileResponse, error)
+	PutFile(context.Context, *v1.PutFileRequest) (*v1.PutFileResponse, error)
 	StatFile(context.Context, *v1.StatFileRequest) (*v1.StatFileResponse, error)
 	ListFiles(context.Context, *v1.ListFilesRequest, GuestServiceListFilesServerStream) error
 	Mkdir(context.Context, *v1.MkdirRequest) (*v1.MkdirResponse, error)
@@ -471,6 +482,7 @@ func RegisterGuestServiceHandler(server *connect.Server, svc GuestServiceHandler
 		connect.Method{Spec: guestServiceKillBiggestSpec(), Handler: adapter.killBiggest},
 		connect.Method{Spec: guestServiceReadFileSpec(), Handler: adapter.readFile},
 		connect.Method{Spec: guestServiceWriteFileSpec(), Handler: adapter.writeFile},
+		connect.Method{Spec: guestServicePutFileSpec(), Handler: adapter.putFile},
 		connect.Method{Spec: guestServiceStatFileSpec(), Handler: adapter.statFile},
 		connect.Method{Spec: guestServiceListFilesSpec(), Handler: adapter.listFiles},
 		connect.Method{Spec: guestServiceMkdirSpec(), Handler: adapter.mkdir},
@@ -654,6 +666,10 @@ func (UnimplementedGuestServiceHandler) WriteFile(context.Context, GuestServiceW
 	return nil, connect.NewError(connect.CodeUnimplemented, "nestbox.guest.v1.GuestService.WriteFile is not implemented")
 }
 
+func (UnimplementedGuestServiceHandler) PutFile(context.Context, *v1.PutFileRequest) (*v1.PutFileResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "nestbox.guest.v1.GuestService.PutFile is not implemented")
+}
+
 func (UnimplementedGuestServiceHandler) StatFile(context.Context, *v1.StatFileRequest) (*v1.StatFileResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "nestbox.guest.v1.GuestService.StatFile is not implemented")
 }
@@ -788,6 +804,14 @@ func (c *guestServiceClient) WriteFile(ctx context.Context) (GuestServiceWriteFi
 		return GuestServiceWriteFileClientStream{}, err
 	}
 	return GuestServiceWriteFileClientStream{stream: stream}, nil
+}
+
+func (c *guestServiceClient) PutFile(ctx context.Context, req *v1.PutFileRequest) (*v1.PutFileResponse, error) {
+	var res v1.PutFileResponse
+	if err := c.client.CallUnary(ctx, guestServicePutFileSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
 }
 
 func (c *guestServiceClient) StatFile(ctx context.Context, req *v1.StatFileRequest) (*v1.StatFileResponse, error) {
@@ -982,6 +1006,18 @@ func (h guestServiceHandler) readFile(ctx context.Context, _ connect.Spec, strea
 
 func (h guestServiceHandler) writeFile(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
 	res, err := h.svc.WriteFile(ctx, GuestServiceWriteFileServerStream{stream: stream})
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h guestServiceHandler) putFile(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.PutFileRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.PutFile(ctx, &req)
 	if err != nil {
 		return err
 	}

@@ -30,9 +30,33 @@ const (
 	CodeInternal        Code = "internal"        // a defect or an unexpected failure of ours
 )
 
+// Detail tells errors of one Code apart.
+type Detail string
+
+// The details: of a program that was to be started.
+const (
+	DetailNoProgram     Detail = "no_such_program" // there is none, or not what interprets it
+	DetailNotExecutable Detail = "not_executable"  // it cannot be executed, or not by that user
+)
+
+// DetailOf returns the detail of the first Error in err's chain.
+func DetailOf(err error) Detail {
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e.Detail
+	}
+	return ""
+}
+
+// Detailed returns the error with a detail.
+func (e *Error) Detailed(d Detail) *Error {
+	e.Detail = d
+	return e
+}
+
 // Error is the error of every Nestbox operation that knows what went wrong.
 type Error struct {
 	Code    Code
+	Detail  Detail // what is wrong more closely, where a program may want to know; "" = nothing more
 	Message string // for the caller: says what is wrong and, if possible, what would be right
 	Err     error  // the cause, for errors.Is and the log; may be nil
 }

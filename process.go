@@ -97,8 +97,8 @@ func (s ProcessSpec) Validate() error {
 		return Errorf(CodeInvalid, "cwd %.80q is not an absolute path", s.Cwd)
 	case strings.ContainsRune(s.Cwd, 0) || len(s.Cwd) > MaxCmdBytes:
 		return Errorf(CodeInvalid, "cwd is not a valid path")
-	case len(s.User) > 256 || strings.ContainsAny(s.User, "\x00\n:"):
-		return Errorf(CodeInvalid, "user is not a valid name")
+	case len(s.User) > 256 || strings.ContainsAny(s.User, "\x00\n") || strings.Count(s.User, ":") > 1:
+		return Errorf(CodeInvalid, "user is not a valid name, nor user:group")
 	case s.Timeout < 0:
 		return Errorf(CodeInvalid, "timeout is negative")
 	}

@@ -3,6 +3,7 @@ package nestbox
 import (
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 )
@@ -17,8 +18,11 @@ var signals = map[string]syscall.Signal{
 }
 
 // ParseSignal reads a signal's name, with or without SIG, in upper or lower
-// case. CodeInvalid lists the names.
+// case, or its number. CodeInvalid lists the names.
 func ParseSignal(s string) (syscall.Signal, error) {
+	if n, err := strconv.Atoi(s); err == nil && SignalName(syscall.Signal(n)) != "" {
+		return syscall.Signal(n), nil
+	}
 	name := strings.ToUpper(s)
 	if !strings.HasPrefix(name, "SIG") {
 		name = "SIG" + name

@@ -77,15 +77,21 @@ const maxErrorBody = 64 << 10
 func responseError(res *http.Response) error {
 	var body struct {
 		Error struct {
-			Code    string `json:"code"`
-			Message string `json:"message"`
+			Code    string         `json:"code"`
+			Message string         `json:"message"`
+			Detail  nestbox.Detail `json:"detail"`
 		} `json:"error"`
 	}
 	raw, _ := io.ReadAll(io.LimitReader(res.Body, maxErrorBody))
 	if err := json.Unmarshal(raw, &body); err != nil || body.Error.Message == "" {
 		return newError(res.StatusCode, body.Error.Code, fmt.Sprintf("server answered %s: %s", res.Status, firstLine(raw)))
 	}
-	return newError(res.StatusCode, body.Error.Code, body.Error.Message)
+	return newError(res.StatusCode, body.Error.Code, body.Error.Message).detailed(body.Error.Detail)
+}
+
+func (e *Error) detailed(d nestbox.Detail) *Error {
+	e.Err.Detail = d
+	return e
 }
 
 // newError makes the error for an HTTP status (0 = none) and a wire code.

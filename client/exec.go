@@ -159,7 +159,7 @@ func (c *Client) askStart(ctx context.Context, conn *streamConn, body execBody, 
 	case err != nil:
 		return firstError(ctx, c.connectionError(err, true))
 	case f.Type == frameError:
-		return newError(0, f.Code, f.text())
+		return newError(0, f.Code, f.text()).detailed(f.Detail)
 	case f.Type != frameStart:
 		return nestbox.Errorf(nestbox.CodeInternal, "the server sent %.40q where start was expected", f.Type)
 	}

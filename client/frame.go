@@ -43,6 +43,7 @@ type frame struct {
 	Signal   string          `json:"signal"`
 	Reason   string          `json:"reason"`
 	Code     string          `json:"code"`
+	Detail   nestbox.Detail  `json:"detail"` // of an error
 }
 
 // text returns the data of an error frame.

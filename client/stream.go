@@ -127,7 +127,7 @@ func (s *Stream) read(ctx context.Context) (frame, error) {
 	}
 	f, err := s.conn.read(ctx)
 	if err == nil && f.Type == frameError {
-		err = newError(0, f.Code, f.text())
+		err = newError(0, f.Code, f.text()).detailed(f.Detail)
 	}
 	return f, err
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -14,18 +15,53 @@ import (
 )
 
 // lockDir makes sure that one server at a time works on a state directory. The
-// kernel lets the lock go however the process ends. The file holds the PID of
-// the server, for stopServer.
-func lockDir(dir string) (unlock func() error, err error) {
+// kernel lets the lock go however the process ends.
+func lockDir(dir string) (*dirLock, error) {
 	f, err := tryLock(dir)
 	if err != nil {
 		return nil, err
 	}
-	_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())), 0)
-	if err := errors.Join(err, f.Truncate(int64(len(strconv.Itoa(os.Getpid()))))); err != nil {
+	lock := &dirLock{f}
+	if err := lock.note(""); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	return f.Close, nil
+	return lock, nil
+}
+
+// dirLock is a lock that is held. Its file holds the PID of the server, for
+// stopServer, and once there is one the address that it answers on.
+type dirLock struct{ file *os.File }
+
+// note writes down on which address the server answers.
+func (l *dirLock) note(addr string) error {
+	text := fmt.Sprintf("%d\n%s\n", os.Getpid(), addr)
+	_, err := l.file.WriteAt([]byte(text), 0)
+	return errors.Join(err, l.file.Truncate(int64(len(text))))
+}
+
+// Close lets the lock go.
+func (l *dirLock) Close() error { return l.file.Close() }
+
+// holder returns the server that works on a state directory, if one does; addr is ""
+// until it answers. The PID is that of a live process.
+func holder(dir string) (pid int, addr string, err error) {
+	f, err := os.Open(filepath.Join(dir, "lock"))
+	if err != nil {
+		return 0, "", err
+	}
+	defer f.Close()
+	if !held(f) {
+		return 0, "", nil
+	}
+	text, err := io.ReadAll(io.LimitReader(f, 1<<10))
+	if err != nil {
+		return 0, "", err
+	}
+	first, rest, _ := strings.Cut(string(text), "\n")
+	if pid, err = strconv.Atoi(first); err != nil || pid <= 1 {
+		return 0, "", fmt.Errorf("%s names no process", f.Name())
+	}
+	return pid, strings.TrimSpace(rest), nil
 }
 
 var errLocked = errors.New("a nestbox server works on this directory")
@@ -53,6 +89,9 @@ func held(lock *os.File) bool {
 // stopServer asks the server of a state directory to end and waits until it
 // has. It returns false if none ran.
 func stopServer(ctx context.Context, dir string) (bool, error) {
+	if _, err := os.Stat(filepath.Join(dir, "lock")); errors.Is(err, os.ErrNotExist) {
+		return false, fmt.Errorf("no server was ever started in %s: --dir names the folder that `nestbox up` was given", dir)
+	}
 	asked := false
 	for {
 		f, err := tryLock(dir)
@@ -63,7 +102,11 @@ func stopServer(ctx context.Context, dir string) (bool, error) {
 			return asked, err
 		}
 		if !asked {
-			if err := terminateHolder(dir); err != nil {
+			pid, _, err := holder(dir)
+			if err == nil && pid != 0 {
+				err = unix.Kill(pid, unix.SIGTERM)
+			}
+			if err != nil {
 				return false, err
 			}
 			asked = true
@@ -74,18 +117,4 @@ func stopServer(ctx context.Context, dir string) (bool, error) {
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
-}
-
-// terminateHolder signals the process that the lock file names. The lock is
-// held, so the PID is that of a live server.
-func terminateHolder(dir string) error {
-	data, err := os.ReadFile(filepath.Join(dir, "lock"))
-	if err != nil {
-		return err
-	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(data)))
-	if err != nil || pid <= 1 {
-		return fmt.Errorf("%s names no process", filepath.Join(dir, "lock"))
-	}
-	return unix.Kill(pid, unix.SIGTERM)
 }

@@ -21,7 +21,7 @@ import (
 
 // execute runs the command line and returns the exit code.
 func execute(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGHUP)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
 	defer stop()
 	root := &cobra.Command{
 		Use:           "nestbox",
@@ -30,12 +30,12 @@ func execute(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.SetArgs(args)
+	root.SetArgs(cli.Args(args))
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	root.AddCommand(newUp(), newDown(), newDoctor(), newKey(), newDemo(), newEgress())
-	cli.AddTo(root, cli.IO{In: stdin, Out: stdout, Err: stderr, Getenv: os.Getenv})
+	cli.AddTo(root, cli.IO{In: stdin, Out: stdout, Err: stderr, LookupEnv: os.LookupEnv})
 	return cli.ExitCode(root.ExecuteContext(ctx), stderr)
 }
 
@@ -58,13 +58,16 @@ go on while no server runs.`,
 			if os.Geteuid() != 0 {
 				return errors.New("nestbox up needs root: it makes namespaces, mounts and cgroups for its capsules")
 			}
+			if pid, addr, err := holder(cfg.Dir); err == nil && pid != 0 {
+				return alreadyUp(cmd.OutOrStdout(), cfg, addr)
+			}
 			if detach {
 				return upDetached(cmd.Context(), cfg, argsOf(cmd, "detach", "database"), cmd.OutOrStdout())
 			}
 			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT)
 			defer stop()
 			return runUp(ctx, cfg, newLog(cmd.ErrOrStderr(), cfg.LogLevel), func(addr net.Addr) {
-				printWelcome(cmd.OutOrStdout(), cfg, addr.String(), isTerminal(os.Stdout))
+				printWelcome(cmd.OutOrStdout(), cfg, addr.String(), "up: ", isTerminal(os.Stdout))
 			})
 		},
 	}

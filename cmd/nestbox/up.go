@@ -45,11 +45,11 @@ func runUp(ctx context.Context, cfg config.Up, log *slog.Logger, ready func(addr
 	if err := examineMachine(cfg, log); err != nil {
 		return err
 	}
-	unlock, err := lockDir(cfg.Dir)
+	lock, err := lockDir(cfg.Dir)
 	if err != nil {
 		return err
 	}
-	undo.add(unlock)
+	undo.add(lock.Close)
 	room := reserve.New(cfg.Dir)
 	room.GiveIfFull() // to start, so that others can be ended
 
@@ -95,6 +95,9 @@ func runUp(ctx context.Context, cfg config.Up, log *slog.Logger, ready func(addr
 	group.Go(func() error { return endOfContext(ctl.Reconciler.Run(ctx)) })
 	group.Go(func() error { return ctl.Keys.Watch(ctx) })
 	group.Go(func() error { return serve(ctx, cfg, ctl, listener, log) })
+	if err := lock.note(listener.Addr().String()); err != nil {
+		log.Warn("nobody can look up on which address the server answers", "error", err)
+	}
 	ready(listener.Addr())
 	return group.Wait()
 }

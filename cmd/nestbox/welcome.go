@@ -25,7 +25,7 @@ import (
 // printWelcome tells how to reach the server: address, key and three commands
 // to paste. Where nobody looks, and what is printed may be kept as a log, the
 // key is left out.
-func printWelcome(w io.Writer, cfg config.Up, addr string, looks bool) {
+func printWelcome(w io.Writer, cfg config.Up, addr, how string, looks bool) {
 	path := filepath.Join(cfg.Dir, "api-key")
 	key, err := os.ReadFile(path)
 	if err != nil {
@@ -41,7 +41,7 @@ func printWelcome(w io.Writer, cfg config.Up, addr string, looks bool) {
 	}
 	url := "http://" + reachable(addr)
 	fmt.Fprintf(w, `
-nestbox is up:  %[1]s   (API reference: %[1]s/docs)
+nestbox is %[5]s %[1]s   (API reference: %[1]s/docs)
 API key:        %[2]s   (kept in %[3]s)
 
 Paste these:
@@ -50,7 +50,16 @@ Paste these:
   C=$(%[4]s capsule create) && %[4]s exec -d --tag web "$C" -- python3 -m http.server 8000 && %[4]s ps "$C"
   curl -sf --retry 5 "$(%[4]s url "$C" 8000)"
 
-`, url, strings.TrimSpace(string(key)), path, self)
+`, url, strings.TrimSpace(string(key)), path, self, how)
+}
+
+// alreadyUp is `nestbox up` where a server is up already.
+func alreadyUp(w io.Writer, cfg config.Up, addr string) error {
+	if addr == "" {
+		return fmt.Errorf("a server is being started in %s already", cfg.Dir)
+	}
+	printWelcome(w, cfg, addr, "already up at", isTerminal(os.Stdout))
+	return nil
 }
 
 // reachable turns a listen address into one that a client on this machine can
@@ -111,7 +120,7 @@ func upDetached(ctx context.Context, cfg config.Up, args []string, out io.Writer
 		return fmt.Errorf("%w; the last lines of %s:\n%s", err, logPath, lastLines(logPath, 10))
 	}
 	fmt.Fprintln(out, "ok")
-	printWelcome(out, cfg, cfg.Listen, true)
+	printWelcome(out, cfg, cfg.Listen, "up: ", true)
 	return nil
 }
 

@@ -147,7 +147,7 @@ func checkContentType(contentType string) error {
 	}
 	return &errorBody{
 		status: http.StatusUnsupportedMediaType,
-		Detail: errorDetail{"invalid_request", fmt.Sprintf("Content-Type must be application/json, not %.80q", media)},
+		Detail: errorDetail{Code: "invalid_request", Message: fmt.Sprintf("Content-Type must be application/json, not %.80q", media)},
 	}
 }
 

@@ -72,7 +72,7 @@ func (s *server) getFile(w http.ResponseWriter, r *http.Request, in *getFileInpu
 	case http.StatusPreconditionFailed:
 		return nestbox.Errorf(nestbox.CodePrecondition, "%s is not of the version that was asked for", in.Path)
 	default:
-		return &errorBody{status: answer.refused, Detail: errorDetail{"invalid_request", "there is no such part of " + in.Path}}
+		return &errorBody{status: answer.refused, Detail: errorDetail{Code: "invalid_request", Message: "there is no such part of " + in.Path}}
 	}
 }
 

@@ -27,6 +27,7 @@ type errorBody struct {
 type errorDetail struct {
 	Code    string `json:"code" doc:"What kind of error it is, for programs" example:"not_found"`
 	Message string `json:"message" doc:"What is wrong, for people" example:"sandbox not found"`
+	Detail  string `json:"detail,omitempty" enum:"no_such_program,not_executable" doc:"What is wrong more closely, for programs"`
 }
 
 func (e *errorBody) Error() string  { return e.Detail.Message }
@@ -84,7 +85,7 @@ func (s *server) toBody(ctx context.Context, err error) *errorBody {
 func describeError(ctx context.Context, err error) *errorBody {
 	code := nestbox.CodeOf(err)
 	if code == nestbox.CodeInternal && ctx.Err() != nil && errors.Is(err, ctx.Err()) {
-		return &errorBody{status: statusClientClosedRequest, Detail: errorDetail{failures[nestbox.CodeCanceled].code, "the client went away"}}
+		return &errorBody{status: statusClientClosedRequest, Detail: errorDetail{Code: failures[nestbox.CodeCanceled].code, Message: "the client went away"}}
 	}
 	f, known := failures[code]
 	if !known {
@@ -93,7 +94,7 @@ func describeError(ctx context.Context, err error) *errorBody {
 	if code == nestbox.CodeExhausted && errors.Is(err, syscall.ENOSPC) {
 		f.status = http.StatusInsufficientStorage
 	}
-	return &errorBody{status: f.status, Detail: errorDetail{f.code, nestbox.MessageOf(err)}}
+	return &errorBody{status: f.status, Detail: errorDetail{Code: f.code, Message: nestbox.MessageOf(err), Detail: string(nestbox.DetailOf(err))}}
 }
 
 // causeOf returns what the message of err does not say.
@@ -125,7 +126,7 @@ func diskFull(err error) error {
 	if nestbox.CodeOf(err) != nestbox.CodeExhausted {
 		return err
 	}
-	return &errorBody{status: http.StatusInsufficientStorage, Detail: errorDetail{"exhausted", nestbox.MessageOf(err)}, cause: err}
+	return &errorBody{status: http.StatusInsufficientStorage, Detail: errorDetail{Code: "exhausted", Message: nestbox.MessageOf(err)}, cause: err}
 }
 
 func (s *server) notFound(w http.ResponseWriter, r *http.Request) {
@@ -137,7 +138,7 @@ func (s *server) methodNotAllowed(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Allow", strings.Join(allowed, ", "))
 	s.fail(w, r, &errorBody{
 		status: http.StatusMethodNotAllowed,
-		Detail: errorDetail{"invalid_request", fmt.Sprintf("%s is not possible here; %s is", r.Method, strings.Join(allowed, " or "))},
+		Detail: errorDetail{Code: "invalid_request", Message: fmt.Sprintf("%s is not possible here; %s is", r.Method, strings.Join(allowed, " or "))},
 	})
 }
 
@@ -156,9 +157,9 @@ var configureHuma = sync.OnceFunc(func() {
 func newHumaError(status int, msg string, errs []error) *errorBody {
 	switch {
 	case status == http.StatusRequestEntityTooLarge:
-		return &errorBody{status: status, Detail: errorDetail{"too_large", msg}}
+		return &errorBody{status: status, Detail: errorDetail{Code: "too_large", Message: msg}}
 	case status >= http.StatusInternalServerError:
-		return &errorBody{status: status, Detail: errorDetail{"internal_error", "internal error"}}
+		return &errorBody{status: status, Detail: errorDetail{Code: "internal_error", Message: "internal error"}}
 	case status == http.StatusUnprocessableEntity:
 		status = http.StatusBadRequest
 	}
@@ -174,7 +175,7 @@ func newHumaError(status int, msg string, errs []error) *errorBody {
 	if len(what) > 0 {
 		msg = strings.Join(what, "; ")
 	}
-	return &errorBody{status: status, Detail: errorDetail{"invalid_request", msg}}
+	return &errorBody{status: status, Detail: errorDetail{Code: "invalid_request", Message: msg}}
 }
 
 func describe(err error) string {

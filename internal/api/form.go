@@ -27,7 +27,7 @@ func (s *server) writeForm(w http.ResponseWriter, r *http.Request, id string, li
 	if err != nil || media != "multipart/form-data" || params["boundary"] == "" {
 		return &errorBody{
 			status: http.StatusUnsupportedMediaType,
-			Detail: errorDetail{"invalid_request", "Content-Type must be multipart/form-data with a boundary"},
+			Detail: errorDetail{Code: "invalid_request", Message: "Content-Type must be multipart/form-data with a boundary"},
 		}
 	}
 	body := s.patient(w, r)

@@ -55,6 +55,8 @@ type (
 		Type string `json:"type" enum:"error"`
 		Data string `json:"data" doc:"What went wrong"`
 		Code string `json:"code" doc:"As in the body of an error"`
+
+		Detail string `json:"detail,omitempty" doc:"As in the body of an error"`
 	}
 )
 

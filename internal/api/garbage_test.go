@@ -92,7 +92,7 @@ var badInputs = []struct {
 	{"GET", webPath + "?wait=-1s", "", 400, "invalid_request", "wait must be a duration"},
 	{"DELETE", "/v1/capsules/{id}/processes/none", "", 404, "not_found", "process not found"},
 	{"DELETE", webPath + "?signal=SIGNOPE", "", 400, "invalid_request", "SIGKILL"},
-	{"DELETE", webPath + "?signal=9", "", 400, "invalid_request", "SIGKILL"},
+	{"DELETE", webPath + "?signal=99", "", 400, "invalid_request", "SIGKILL"},
 	{"DELETE", webPath + "?grace=x", "", 400, "invalid_request", "grace must be a duration"},
 	{"POST", webPath + "/signal", `{"signal":"nope"}`, 400, "invalid_request", "SIGKILL"},
 	{"POST", webPath + "/signal", `{"signal":""}`, 400, "invalid_request", "unknown signal"},

@@ -207,7 +207,7 @@ func (t *transcript) events(base64 bool) {
 	t.tell = func(err error) {
 		body := describeError(t.r.Context(), err)
 		_ = frames.flush()
-		_ = out.event(errorFrame{"error", body.Detail.Message, body.Detail.Code}, t.at)
+		_ = out.event(errorFrame{"error", body.Detail.Message, body.Detail.Code, body.Detail.Detail}, t.at)
 	}
 	t.each(frames.event)
 	_ = frames.flush() // the client may be gone

@@ -56,7 +56,7 @@ func (s *server) registerReady() {
 		}
 		return nil, s.toBody(ctx, &errorBody{
 			status: http.StatusServiceUnavailable,
-			Detail: errorDetail{failures[nestbox.CodeUnavailable].code, "not ready: " + err.Error()},
+			Detail: errorDetail{Code: failures[nestbox.CodeUnavailable].code, Message: "not ready: " + err.Error()},
 			cause:  errors.Unwrap(err),
 			logged: !fresh, // anybody may ask, and as often as they like
 		})

@@ -68,7 +68,7 @@ func (s *server) recovered(w middleware.WrapResponseWriter, r *http.Request, v a
 	}
 	s.fail(w, r, &errorBody{
 		status: http.StatusInternalServerError, logged: true,
-		Detail: errorDetail{"internal_error", "internal error"},
+		Detail: errorDetail{Code: "internal_error", Message: "internal error"},
 	})
 }
 

@@ -186,20 +186,20 @@ func errorResponse(status int) *huma.Response {
 
 // exampleErrors has one error for each status that an operation documents.
 var exampleErrors = map[int]errorDetail{
-	http.StatusBadRequest:                   {"invalid_request", "body.vcpus: expected integer"},
-	http.StatusUnauthorized:                 {"unauthorized", "invalid API key"},
-	http.StatusNotFound:                     {"not_found", "sandbox not found"},
-	http.StatusConflict:                     {"invalid_state", "sandbox is stopped"},
-	http.StatusPreconditionFailed:           {"precondition_failed", "/root/a.txt has changed"},
-	http.StatusRequestedRangeNotSatisfiable: {"invalid_request", "there is no such part of /root/a.txt"},
-	http.StatusRequestEntityTooLarge:        {"too_large", "file exceeds 100 MB limit"},
-	http.StatusUpgradeRequired:              {"invalid_request", "this is a WebSocket"},
-	http.StatusTooManyRequests:              {"exhausted", "no more processes can be started"},
-	http.StatusInternalServerError:          {"internal_error", "internal error"},
-	http.StatusNotImplemented:               {"unsupported", "the capsule has no way out: the host had none when it was made"},
-	http.StatusBadGateway:                   {"agent_error", "the capsule's daemon does not answer"},
-	http.StatusServiceUnavailable:           {"host_unavailable", "sandbox host is not reachable"},
-	http.StatusInsufficientStorage:          {"exhausted", "no space left on device"},
+	http.StatusBadRequest:                   {Code: "invalid_request", Message: "body.vcpus: expected integer"},
+	http.StatusUnauthorized:                 {Code: "unauthorized", Message: "invalid API key"},
+	http.StatusNotFound:                     {Code: "not_found", Message: "sandbox not found"},
+	http.StatusConflict:                     {Code: "invalid_state", Message: "sandbox is stopped"},
+	http.StatusPreconditionFailed:           {Code: "precondition_failed", Message: "/root/a.txt has changed"},
+	http.StatusRequestedRangeNotSatisfiable: {Code: "invalid_request", Message: "there is no such part of /root/a.txt"},
+	http.StatusRequestEntityTooLarge:        {Code: "too_large", Message: "file exceeds 100 MB limit"},
+	http.StatusUpgradeRequired:              {Code: "invalid_request", Message: "this is a WebSocket"},
+	http.StatusTooManyRequests:              {Code: "exhausted", Message: "no more processes can be started"},
+	http.StatusInternalServerError:          {Code: "internal_error", Message: "internal error"},
+	http.StatusNotImplemented:               {Code: "unsupported", Message: "the capsule has no way out: the host had none when it was made"},
+	http.StatusBadGateway:                   {Code: "agent_error", Message: "the capsule's daemon does not answer"},
+	http.StatusServiceUnavailable:           {Code: "host_unavailable", Message: "sandbox host is not reachable"},
+	http.StatusInsufficientStorage:          {Code: "exhausted", Message: "no space left on device"},
 }
 
 // samplePath fills in the parameters of a path.

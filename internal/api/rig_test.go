@@ -250,7 +250,7 @@ func (a *answer) fails(status int, code string) string {
 	require.Equal(a.t, "application/json", a.res.Header.Get("Content-Type"))
 	require.NotEmpty(a.t, a.res.Header.Get(requestIDHeader))
 	var body struct {
-		Error *struct{ Code, Message string } `json:"error"`
+		Error *struct{ Code, Message, Detail string } `json:"error"`
 	}
 	a.decode(&body)
 	require.NotNil(a.t, body.Error, "%s", a.body)

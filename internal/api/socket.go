@@ -53,7 +53,7 @@ func checkUpgrade(r *http.Request) error {
 	if r.ProtoMajor != 1 || !hasToken(r.Header, "Connection", "upgrade") || !hasToken(r.Header, "Upgrade", "websocket") {
 		return &errorBody{
 			status: http.StatusUpgradeRequired,
-			Detail: errorDetail{"invalid_request", "this is a WebSocket: connect with an HTTP/1.1 upgrade"},
+			Detail: errorDetail{Code: "invalid_request", Message: "this is a WebSocket: connect with an HTTP/1.1 upgrade"},
 		}
 	}
 	if r.Header.Get("Sec-WebSocket-Version") != "13" || len(r.Header.Get("Sec-WebSocket-Key")) != 24 {
@@ -237,7 +237,7 @@ func (k *socket) errorFrame(d errorDetail, fatal bool) any {
 	if k.errorOf != nil {
 		return k.errorOf(d, fatal)
 	}
-	return errorFrame{"error", d.Message, d.Code}
+	return errorFrame{"error", d.Message, d.Code, d.Detail}
 }
 
 // fail sends err as an error frame and closes.

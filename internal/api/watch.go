@@ -102,7 +102,7 @@ func (s *server) watchEvents(w http.ResponseWriter, r *http.Request, in *watchIn
 			err = out.data(toFileEventFrames(events)...)
 		} else {
 			body := s.toBody(r.Context(), err)
-			_ = out.data(errorFrame{"error", body.Detail.Message, body.Detail.Code}) // the client may be gone
+			_ = out.data(errorFrame{"error", body.Detail.Message, body.Detail.Code, body.Detail.Detail}) // the client may be gone
 		}
 		if err != nil {
 			s.abort(r, "a watch broke off", err)

@@ -25,7 +25,7 @@ any input. Ctrl-C detaches: the process goes on.
 
 With -t this terminal goes in front of the process's, and shows the last of its output
 again (or what --since says). ` + detachDoc,
-		Args:              cobra.ExactArgs(2),
+		Args:              usual,
 		ValidArgsFunction: a.completeProcess,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			how := client.Attach{UntilExit: true}
@@ -74,7 +74,7 @@ func (a *app) attach(ctx context.Context, capsule *client.Capsule, sel string, h
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	interrupts := make(chan os.Signal, 1)
-	defer a.Interrupts(interrupts)()
+	defer a.Signals(interrupts)()
 	watched := make(chan struct{})
 	go func() {
 		defer close(watched)

@@ -109,7 +109,7 @@ func newCapsuleGet(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:               "get <capsule>",
 		Short:             "Show one capsule, also one that stopped",
-		Args:              cobra.ExactArgs(1),
+		Args:              usual,
 		ValidArgsFunction: a.completeCapsule,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.client()
@@ -183,28 +183,32 @@ func newCapsuleRemove(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:               "rm <capsule>…",
 		Short:             "Destroy capsules and everything in them",
-		Args:              cobra.MinimumNArgs(1),
+		Args:              usual,
 		ValidArgsFunction: a.completeCapsules,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.client()
 			if err != nil {
 				return err
 			}
-			var errs []error
-			for _, arg := range args {
+			removed := []string{}
+			err = forEach(args, func(arg string) error {
 				id, err := resolve(cmd.Context(), c, arg, false)
 				if err == nil {
 					err = c.Capsules.Destroy(cmd.Context(), id)
 				}
 				if err != nil {
-					errs = append(errs, fmt.Errorf("%s: %w", arg, err))
-					continue
-				}
-				if err := a.println(id); err != nil {
 					return err
 				}
+				removed = append(removed, id)
+				if a.json {
+					return nil
+				}
+				return a.println(id)
+			})
+			if a.json {
+				err = errors.Join(a.printJSON(removed), err)
 			}
-			return errors.Join(errs...)
+			return err
 		},
 	}
 }

@@ -70,7 +70,7 @@ started      2026-01-02T03:04:05Z
 last active  2026-01-02T03:04:05Z
 metadata     a=`+"\uFFFD"+`[2J
 `, anonymous(s.ok("capsule", "get", id)))
-	require.Equal(t, "ID  PID  TAG  STATE  STARTED  OUTPUT  COMMAND\n", s.ok("ps", id))
+	require.Equal(t, "ID  PID  TAG  STATE  STARTED  FOR  OUTPUT  COMMAND\n", s.ok("ps", id))
 }
 
 func TestPrefix(t *testing.T) {
@@ -125,6 +125,11 @@ func TestURL(t *testing.T) {
 		require.Contains(t, s.fails(1, "url", "--", id, port), "is not a port")
 	}
 	require.Contains(t, s.fails(1, "url", id, "80", "--expires", "1ms"), "less than a second")
+	require.Contains(t, s.fails(1, "url", id, "80", "--expires", "30d"), "at most 7 days")
+	require.Contains(t, s.fails(1, "url", id, "80", "--expires", "soon"), "no duration")
+	require.Regexp(t, `^http://port\.test/a%20b\?x=1&token=\S+\n$`, s.ok("url", "--expires", "7d", id, "8000", "/a%20b?x=1"))
+	require.Contains(t, s.fails(1, "url", id, "80", "path"), "no slash")
+	require.Contains(t, s.fails(1, "url", id, "80", "//evil.test/"), "no path")
 }
 
 func TestCompletion(t *testing.T) {

@@ -23,27 +23,29 @@ import (
 
 // IO is what the commands see of the world.
 type IO struct {
-	In     io.Reader
-	Out    io.Writer
-	Err    io.Writer
-	Getenv func(string) string
-	// Interrupts begins to deliver SIGINT to c, until stop is called. Until
-	// then a reader of Out that goes away is an error of writing, and not the
-	// end of the program. nil = the real thing.
-	Interrupts func(c chan<- os.Signal) (stop func())
+	In        io.Reader
+	Out       io.Writer
+	Err       io.Writer
+	LookupEnv func(string) (string, bool)
+	// Signals begins to deliver the signals that end a program to c, but those that
+	// are ignored, until stop is called. Until then a reader of Out that goes away is an
+	// error of writing, and not the end of the program. nil = the real thing.
+	Signals func(c chan<- os.Signal) (stop func())
 }
 
 // Exit codes of the commands' own failures. Commands that pass on the exit
-// code of a process use 125, as docker does.
+// code of a process use those that docker and shells have.
 const (
-	exitFailure = 1
-	exitOwn     = 125
+	exitFailure       = 1
+	exitOwn           = 125
+	exitNotExecutable = 126
+	exitNoProgram     = 127
 )
 
 // NewCommands returns the client commands.
 func NewCommands(world IO) []*cobra.Command {
-	if world.Interrupts == nil {
-		world.Interrupts = interrupts
+	if world.Signals == nil {
+		world.Signals = endingSignals
 	}
 	a := &app{IO: world}
 	cmds := []*cobra.Command{
@@ -55,11 +57,15 @@ func NewCommands(world IO) []*cobra.Command {
 	return cmds
 }
 
-// interrupts is IO.Interrupts for real.
-func interrupts(c chan<- os.Signal) (stop func()) {
+// endingSignals is IO.Signals for real.
+func endingSignals(c chan<- os.Signal) (stop func()) {
 	ignored := make(chan os.Signal, 1)
 	signal.Notify(ignored, syscall.SIGPIPE)
-	signal.Notify(c, os.Interrupt)
+	for _, s := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT} {
+		if !signal.Ignored(s) { // as nohup has it
+			signal.Notify(c, s)
+		}
+	}
 	return func() {
 		signal.Stop(c)
 		signal.Stop(ignored)
@@ -82,6 +88,12 @@ func (a *app) addFlags(cmd *cobra.Command) {
 	f.StringVar(&a.key, "key", "", "API key (default $NESTBOX_API_KEY)")
 	f.StringVar(&a.keyFile, "key-file", "", "file that holds the API key (default $NESTBOX_API_KEY_FILE)")
 	f.BoolVar(&a.json, "json", false, "output for programs")
+}
+
+// Getenv returns the value of an environment variable, "" if it is not set.
+func (a *app) Getenv(name string) string {
+	value, _ := a.LookupEnv(name)
+	return value
 }
 
 // retryFor is short: a person waits. Streams have patience of their own.
@@ -157,6 +169,12 @@ func own(err error) error {
 	var e *exitCode
 	if err == nil || errors.As(err, &e) {
 		return err
+	}
+	switch nestbox.DetailOf(err) {
+	case nestbox.DetailNoProgram:
+		return &exitCode{exitNoProgram, err}
+	case nestbox.DetailNotExecutable:
+		return &exitCode{exitNotExecutable, err}
 	}
 	return &exitCode{exitOwn, err}
 }

@@ -42,7 +42,7 @@ root in a capsule, and to you here, unless --owner or -a says otherwise.`,
   nestbox cp -r --owner app project cl-4f:/srv/
   nestbox cp -r cl-4f:/root/results .
   nestbox cp cl-4f:/etc/os-release -`,
-		Args: cobra.ExactArgs(2),
+		Args: usual,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if c.owner != "" && c.keepOwners {
 				return nestbox.Errorf(nestbox.CodeInvalid, "--owner and -a say different things")

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
 	"strings"
 	"sync"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/nestbox/nestbox"
 	"github.com/nestbox/nestbox/client"
@@ -20,7 +22,7 @@ type execFlags struct {
 	detach, stdin  bool
 	terminal       bool
 	tag, dir, user string
-	env            []string
+	env, envFiles  []string
 	timeout        time.Duration
 }
 
@@ -31,8 +33,9 @@ func newExec(a *app) *cobra.Command {
 		Short: "Run a command in a capsule",
 		Long: `Run a command in a capsule. Its output comes as it is written, through lost
 connections and restarts of the server, and nestbox exits with its exit code
-(125 for a failure of nestbox itself). Ctrl-C sends it SIGINT; a second Ctrl-C
-kills it and everything it started.
+(127 if there is no such program, 126 if it cannot be executed, 125 for a failure
+of nestbox itself). Ctrl-C sends it SIGINT, as TERM, HUP and QUIT are passed on; a
+second Ctrl-C, or ten seconds, kill it and everything it started.
 
 With -d it runs in the background: its tag is printed, which names it for ps,
 logs, attach, wait and kill.
@@ -42,7 +45,7 @@ other. ` + detachDoc,
 		Example: `  nestbox exec cl-4f -- sh -c 'echo hello; exit 3'
   nestbox exec -d --tag web cl-4f -- python3 -m http.server 8000
   tar c . | nestbox exec -i cl-4f -- tar x -C /srv`,
-		Args:              cobra.MinimumNArgs(2),
+		Args:              usual,
 		ValidArgsFunction: a.completeCapsule,
 	}
 	fl := cmd.Flags()
@@ -50,10 +53,7 @@ other. ` + detachDoc,
 	fl.BoolVarP(&f.detach, "detach", "d", false, "run in the background")
 	fl.BoolVarP(&f.stdin, "stdin", "i", false, "pass on standard input; with -d: keep it open for later")
 	fl.BoolVarP(&f.terminal, "terminal", "t", false, "run it in a terminal; with -i: this one in front of it")
-	fl.StringVar(&f.tag, "tag", "", "name of the process (default a new one)")
-	fl.StringArrayVarP(&f.env, "env", "e", nil, "environment variable: K=V, or K for its value here")
-	fl.StringVarP(&f.dir, "workdir", "w", "", "working directory (default the user's home)")
-	fl.StringVarP(&f.user, "user", "u", "", "user, by name or number (default root)")
+	f.addTo(fl)
 	fl.DurationVar(&f.timeout, "timeout", 0, "kill it and everything it started after so long (default never)")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		args, err := commandArgs(cmd, args)
@@ -64,7 +64,7 @@ other. ` + detachDoc,
 		if err != nil {
 			return err
 		}
-		spec, err := f.spec(a.Getenv, args[1:])
+		spec, err := f.spec(a.LookupEnv, args[1:])
 		if err != nil {
 			return err
 		}
@@ -101,19 +101,73 @@ func commandArgs(cmd *cobra.Command, args []string) ([]string, error) {
 	return append([]string{capsule}, rest...), nil
 }
 
-func (f execFlags) spec(getenv func(string) string, command []string) (nestbox.ProcessSpec, error) {
+// addTo adds the flags that all commands have that start something.
+func (f *execFlags) addTo(fl *pflag.FlagSet) {
+	fl.StringVar(&f.tag, "tag", "", "name of the process (default a new one)")
+	fl.StringArrayVarP(&f.env, "env", "e", nil, "environment variable: K=V, or K for its value here, if it has one")
+	fl.StringArrayVar(&f.envFiles, "env-file", nil, "file of environment variables, one in a line as for -e, and of # comments")
+	fl.StringVarP(&f.dir, "workdir", "w", "", "working directory (default the user's home)")
+	fl.StringVarP(&f.user, "user", "u", "", "user or user:group, by name or number (default root)")
+}
+
+func (f execFlags) spec(lookup func(string) (string, bool), command []string) (nestbox.ProcessSpec, error) {
 	spec := nestbox.ProcessSpec{
 		Cmd: command[0], Args: command[1:], Cwd: f.dir, User: f.user, Tag: f.tag,
 		Stdin: f.stdin, Timeout: f.timeout, Env: map[string]string{},
 	}
-	for _, kv := range f.env {
-		k, v, ok := strings.Cut(kv, "=")
-		if !ok {
-			v = getenv(k)
+	var vars []string
+	for _, name := range f.envFiles {
+		lines, err := readEnvFile(name)
+		if err != nil {
+			return spec, err
+		}
+		vars = append(vars, lines...)
+	}
+	for _, kv := range append(vars, f.env...) {
+		k, v, given := strings.Cut(kv, "=")
+		if !given {
+			if v, given = lookup(k); !given {
+				continue
+			}
 		}
 		spec.Env[k] = v
 	}
 	return spec, spec.Validate()
+}
+
+// maxEnvFile is how long a file of variables may be, in bytes: all of them together
+// may not be longer.
+const maxEnvFile = nestbox.MaxSpecBytes
+
+// readEnvFile reads the variables of a file as docker does: a line is what -e takes,
+// quotes mean nothing, and lines that begin with # are comments.
+func readEnvFile(name string) ([]string, error) {
+	file, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	text, err := io.ReadAll(io.LimitReader(file, maxEnvFile+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(text) > maxEnvFile {
+		return nil, nestbox.Errorf(nestbox.CodeTooLarge, "%s is longer than %d bytes", name, maxEnvFile)
+	}
+	var vars []string
+	n := 0
+	for line := range strings.Lines(strings.TrimPrefix(string(text), "\uFEFF")) {
+		n++
+		line = strings.TrimLeft(strings.TrimRight(line, "\r\n"), " \t")
+		if line == "" || line[0] == '#' {
+			continue
+		}
+		if k, _, _ := strings.Cut(line, "="); k == "" || strings.ContainsAny(k, " \t") {
+			return nil, nestbox.Errorf(nestbox.CodeInvalid, "%s, line %d: %.80q is no name of a variable", name, n, k)
+		}
+		vars = append(vars, line)
+	}
+	return vars, nil
 }
 
 func (a *app) execDetached(ctx context.Context, capsule *client.Capsule, spec nestbox.ProcessSpec) error {
@@ -134,6 +188,9 @@ func (a *app) execDetached(ctx context.Context, capsule *client.Capsule, spec ne
 }
 
 func (a *app) execAttached(ctx context.Context, capsule *client.Capsule, spec nestbox.ProcessSpec) error {
+	// The signals that would end ctx are for the process.
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
 	cmd := capsule.CommandContext(ctx, spec.Cmd, spec.Args...)
 	cmd.Env, cmd.Dir, cmd.User, cmd.Tag, cmd.Timeout = spec.Env, spec.Cwd, spec.User, spec.Tag, spec.Timeout
 	cmd.Terminal = spec.Terminal
@@ -146,14 +203,14 @@ func (a *app) execAttached(ctx context.Context, capsule *client.Capsule, spec ne
 		cmd.Stdin = a.In
 	}
 	began := time.Now()
-	interrupts := make(chan os.Signal, 2)
-	defer a.Interrupts(interrupts)()
+	signals := make(chan os.Signal, 4)
+	defer a.Signals(signals)()
 	if err := cmd.Start(); err != nil {
 		return err
 	}
 	var watcher sync.WaitGroup
 	ended := make(chan struct{})
-	watcher.Go(func() { a.passInterrupts(ctx, cmd.Process, interrupts, ended) })
+	watcher.Go(func() { a.passSignals(ctx, capsule.Processes, cmd.Process.ID, signals, ended) })
 	err := cmd.Wait()
 	close(ended)
 	watcher.Wait()
@@ -165,27 +222,45 @@ func (a *app) execAttached(ctx context.Context, capsule *client.Capsule, spec ne
 	return passOn(err)
 }
 
-// interruptWithin bounds how long passing on a Ctrl-C may take.
-const interruptWithin = 10 * time.Second
+const (
+	// signalWithin bounds how long passing on a signal may take.
+	signalWithin = 10 * time.Second
+	// endWithin is how long a process has that was told to end.
+	endWithin = 10 * time.Second
+)
 
-// passInterrupts passes on the first Ctrl-C as SIGINT and kills at the second.
-func (a *app) passInterrupts(ctx context.Context, p *client.Process, interrupts <-chan os.Signal, ended <-chan struct{}) {
-	for n := 0; ; n++ {
+// passSignals passes on the signals that end a program to the process and its group.
+// A second Ctrl-C kills everything, as does time.
+func (a *app) passSignals(ctx context.Context, procs *client.Processes, id nestbox.ProcessID, signals <-chan os.Signal, ended <-chan struct{}) {
+	var overdue <-chan time.Time
+	interrupted := false
+	for {
+		kill := false
+		var sig os.Signal
 		select {
 		case <-ended:
 			return
-		case <-interrupts:
+		case <-overdue:
+			kill = true
+		case sig = <-signals:
+			kill = sig == syscall.SIGINT && interrupted
+			interrupted = interrupted || sig == syscall.SIGINT
 		}
-		ctx, cancel := context.WithTimeout(ctx, interruptWithin)
+		if overdue == nil {
+			timer := time.NewTimer(endWithin)
+			defer timer.Stop()
+			overdue = timer.C
+		}
+		within, cancel := context.WithTimeout(ctx, signalWithin)
 		var err error
-		if n == 0 {
-			err = p.Signal(ctx, "SIGINT")
-		} else {
-			err = p.Kill(ctx)
+		if kill {
+			err = procs.Kill(within, id.String(), client.Kill{})
+		} else if s, ok := sig.(syscall.Signal); ok {
+			err = procs.Signal(within, id.String(), nestbox.SignalName(s))
 		}
 		cancel()
 		if err != nil && nestbox.CodeOf(err) != nestbox.CodeInvalidState { // it has just ended
-			a.warn("cannot pass on the interrupt: %v", err)
+			a.warn("cannot pass on the signal: %v", err)
 		}
 	}
 }

@@ -29,7 +29,7 @@ func newLogs(a *app) *cobra.Command {
 		Long: `Print what a process, named by its tag or PID, has written to stdout and
 stderr, in that order. Positions count the bytes of both together; output that
 is no longer kept is reported on standard error.`,
-		Args:              cobra.ExactArgs(2),
+		Args:              usual,
 		ValidArgsFunction: a.completeProcess,
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			if opts.Since, err = parseSince(cmd, since, tail); err != nil {

@@ -50,7 +50,7 @@ func newNetwork(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "network <capsule>",
 		Short: "Show what a capsule may reach outside; set it, or see what it reached",
-		Args:  cobra.ExactArgs(1), ValidArgsFunction: a.completeCapsule,
+		Args:  usual, ValidArgsFunction: a.completeCapsule,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			h, err := a.capsule(cmd.Context(), args[0])
 			if err != nil {
@@ -77,7 +77,7 @@ Connections that are not allowed any more are cut, others go on.`,
 		Example: `  nestbox network set cl-12 --allow pypi.org --allow files.pythonhosted.org
   nestbox network set cl-12 --deny 203.0.113.0/24
   nestbox network set cl-12 --no-network`,
-		Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeCapsule,
+		Args: usual, ValidArgsFunction: a.completeCapsule,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			policy, err := flags.policy(cmd)
 			if err == nil && policy == nil {
@@ -184,7 +184,7 @@ func newNetworkLog(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "log <capsule>",
 		Short: "Show what a running capsule reached outside lately, and was refused",
-		Args:  cobra.ExactArgs(1), ValidArgsFunction: a.completeCapsule,
+		Args:  usual, ValidArgsFunction: a.completeCapsule,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			h, err := a.capsule(cmd.Context(), args[0])
 			if err != nil {

@@ -1,8 +1,13 @@
 package cli
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -16,7 +21,7 @@ func newPs(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:               "ps <capsule>",
 		Short:             "List the processes that were started in a capsule",
-		Args:              cobra.ExactArgs(1),
+		Args:              usual,
 		ValidArgsFunction: a.completeCapsule,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			capsule, err := a.capsule(cmd.Context(), args[0])
@@ -27,14 +32,14 @@ func newPs(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.printProcesses(procs)
+			return a.printProcesses(procs, all)
 		},
 	}
 	cmd.Flags().BoolVarP(&all, "all", "a", false, "also those that have ended and are remembered")
 	return cmd
 }
 
-func (a *app) printProcesses(procs []nestbox.Process) error {
+func (a *app) printProcesses(procs []nestbox.Process, all bool) error {
 	if a.json {
 		views := make([]processJSON, len(procs))
 		for i, p := range procs {
@@ -42,15 +47,44 @@ func (a *app) printProcesses(procs []nestbox.Process) error {
 		}
 		return a.printJSON(views)
 	}
-	t := a.table("ID", "PID", "TAG", "STATE", "STARTED", "OUTPUT", "COMMAND")
+	header := []string{"ID", "PID", "TAG", "STATE", "STARTED", "FOR", "OUTPUT", "COMMAND"}
+	if all {
+		header = slices.Insert(header, 5, "ENDED")
+	}
+	t := a.table(header...)
+	now := time.Now()
 	for _, p := range procs {
-		state := "running"
+		state, until, ended := "running", now, "-"
 		if p.Exit != nil {
-			state = ending(*p.Exit)
+			state, until, ended = ending(*p.Exit), p.Exit.At, stamp(p.Exit.At)
 		}
-		t.row(p.ID.String(), strconv.Itoa(p.PID), p.Tag, state, stamp(p.StartedAt), strconv.FormatInt(p.Output.End, 10), commandLine(p))
+		row := []string{
+			p.ID.String(), strconv.Itoa(p.PID), p.Tag, state, stamp(p.StartedAt), roughly(until.Sub(p.StartedAt)),
+			strconv.FormatInt(p.Output.End, 10), commandLine(p),
+		}
+		if all {
+			row = slices.Insert(row, 5, ended)
+		}
+		t.row(row...)
 	}
 	return t.flush()
+}
+
+// roughly shows a duration as a person reads it. The clocks of two machines may make
+// it negative.
+func roughly(d time.Duration) string {
+	d = max(0, d)
+	switch {
+	case d < time.Second:
+		return strconv.FormatInt(d.Milliseconds(), 10) + "ms"
+	case d < time.Minute:
+		return strconv.FormatFloat(d.Seconds(), 'f', 1, 64) + "s"
+	case d < time.Hour:
+		return fmt.Sprintf("%dm%02ds", int(d.Minutes()), int(d.Seconds())%60)
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh%02dm", int(d.Hours()), int(d.Minutes())%60)
+	}
+	return fmt.Sprintf("%dd%02dh", int(d.Hours())/24, int(d.Hours())%24)
 }
 
 const maxCommandLine = 80
@@ -67,12 +101,16 @@ func commandLine(p nestbox.Process) string {
 func newKill(a *app) *cobra.Command {
 	var how client.Kill
 	cmd := &cobra.Command{
-		Use:   "kill <capsule> <process>",
-		Short: "End a process and everything it started",
-		Long: `End a process and everything it started, and return when none of it is left.
-The process is named by its tag, id or PID. Without a signal it is killed at once;
-with one, such as TERM, it has the time of --grace to end by itself.`,
-		Args:              cobra.ExactArgs(2),
+		Use:   "kill [-9 | -TERM | …] <capsule> <process>…",
+		Short: "End processes and everything that they started",
+		Long: `End processes and everything that they started, and return when none of it is
+left. A process is named by its tag, id or PID. Without a signal it is killed at once;
+with TERM, INT, QUIT or ABRT it has the time of --grace to end by itself. Any other
+signal, such as HUP or USR1, is sent and nothing more, unless --grace is given.`,
+		Example: `  nestbox kill cl-4f web worker
+  nestbox kill -TERM --grace 30s cl-4f db
+  nestbox kill -HUP cl-4f nginx`,
+		Args:              usual,
 		ValidArgsFunction: a.completeProcess,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if how.Grace < 0 {
@@ -82,21 +120,59 @@ with one, such as TERM, it has the time of --grace to end by itself.`,
 			if err != nil {
 				return err
 			}
-			return capsule.Processes.Kill(cmd.Context(), args[1], how)
+			end, err := ends(how.Signal, cmd.Flags().Changed("grace"))
+			if err != nil {
+				return err
+			}
+			return forEach(args[1:], func(name string) error {
+				if end {
+					return capsule.Processes.Kill(cmd.Context(), name, how)
+				}
+				return capsule.Processes.Signal(cmd.Context(), name, how.Signal)
+			})
 		},
 	}
-	cmd.Flags().StringVarP(&how.Signal, "signal", "s", "", "signal to send first (default SIGKILL)")
+	cmd.Flags().StringVarP(&how.Signal, "signal", "s", "", "signal to send, by name or number (default SIGKILL)")
 	cmd.Flags().DurationVar(&how.Grace, "grace", 0, "how long after the signal what is left is killed (default 5s)")
 	_ = cmd.RegisterFlagCompletionFunc("signal", cobra.FixedCompletions(nestbox.SignalNames(), cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
 
+// ends reports whether whoever sends the signal wants the process to end.
+func ends(signal string, graceGiven bool) (bool, error) {
+	if signal == "" || graceGiven {
+		return true, nil
+	}
+	sig, err := nestbox.ParseSignal(signal)
+	switch sig {
+	case syscall.SIGKILL, syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGABRT:
+		return true, err
+	}
+	return false, err
+}
+
+// forEach does something for each of several names, also after a failure, and returns
+// what failed. With several, each error says of which.
+func forEach(names []string, do func(string) error) error {
+	var errs []error
+	for _, name := range names {
+		err := do(name)
+		if err != nil && len(names) > 1 {
+			err = fmt.Errorf("%s: %w", name, err)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
 func newWait(a *app) *cobra.Command {
 	var timeout time.Duration
 	cmd := &cobra.Command{
-		Use:               "wait <capsule> <process>",
-		Short:             "Wait until a process has ended, and exit as it did",
-		Args:              cobra.ExactArgs(2),
+		Use:   "wait <capsule> <process>…",
+		Short: "Wait until processes have ended, and exit as they did",
+		Long: `Wait until processes have ended. The exit code is that of the first in the line that
+did not end with 0.`,
+		Args:              usual,
 		ValidArgsFunction: a.completeProcess,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ctx, cancel := limited(cmd.Context(), timeout)
@@ -105,21 +181,43 @@ func newWait(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			p, err := capsule.Processes.Wait(ctx, args[1])
-			if err != nil {
-				return err
-			}
-			if a.json {
-				err = a.printJSON(processView(p))
-			} else {
-				err = a.println(ending(*p.Exit))
-			}
-			if err != nil {
-				return err
-			}
-			return exitOf(*p.Exit)
+			return a.waitFor(ctx, capsule, args[1:])
 		},
 	}
 	cmd.Flags().DurationVar(&timeout, "timeout", 0, "give up waiting after so long (default never); the process goes on")
 	return passesExitCode(cmd)
+}
+
+// waitFor waits for processes, one after the other, and tells how each has ended.
+func (a *app) waitFor(ctx context.Context, capsule *client.Capsule, names []string) error {
+	var first error // that is not 0
+	views := []processJSON{}
+	err := forEach(names, func(name string) error {
+		p, err := capsule.Processes.Wait(ctx, name)
+		if err != nil {
+			return err
+		}
+		if first == nil {
+			first = exitOf(*p.Exit)
+		}
+		views = append(views, processView(p))
+		switch {
+		case a.json:
+			return nil
+		case len(names) > 1:
+			return a.println(name + ": " + ending(*p.Exit))
+		}
+		return a.println(ending(*p.Exit))
+	})
+	switch {
+	case err != nil:
+	case a.json && len(views) == 1:
+		err = a.printJSON(views[0])
+	case a.json:
+		err = a.printJSON(views)
+	}
+	if err != nil {
+		return err
+	}
+	return first
 }

@@ -1,9 +1,11 @@
 package cli_test
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -64,8 +66,13 @@ func TestExecFailures(t *testing.T) {
 	t.Parallel()
 	s := newShell(t)
 	id := s.capsule()
-	require.Contains(t, s.fails(125, "exec", id, "--", "no-such-program"), "no-such-program")
-	require.Contains(t, s.fails(125, "exec", id), "requires at least 2 arg")
+	require.Contains(t, s.fails(127, "exec", id, "--", "no-such-program"), "no such program")
+	require.Contains(t, s.fails(127, "exec", "-d", id, "--", "/no/such/program"), "no such program")
+	require.Contains(t, s.fails(127, "exec", "-t", id, "--", "no-such-program"), "no such program")
+	require.Contains(t, s.fails(126, "exec", id, "--", "/etc/passwd"), "not executable")
+	require.Contains(t, s.fails(126, "exec", id, "--", "/etc"), "is a directory")
+	require.Contains(t, s.fails(125, "exec", "-w", "/no/such", id, "--", "true"), "does not exist")
+	require.Contains(t, s.fails(125, "exec", id), "which command?")
 	require.Contains(t, s.fails(125, "exec", id, "--"), "which command?")
 	require.Contains(t, s.fails(125, "exec", "--no-such-flag", id, "true"), "unknown flag")
 	require.Contains(t, s.fails(125, "exec", "-e", "=x", id, "true"), "environment variable")
@@ -243,4 +250,100 @@ func TestWaitTimeout(t *testing.T) {
 	require.Contains(t, s.fails(125, "wait", "--timeout", "100ms", id, "long"), "gave up waiting")
 	require.GreaterOrEqual(t, time.Since(began), 100*time.Millisecond)
 	require.Contains(t, s.ok("ps", id), "long")
+}
+
+// TestSignalsArePassedOn: those that end a program reach the process, whose end is
+// waited for; without one, all is killed.
+func TestSignalsArePassedOn(t *testing.T) {
+	t.Parallel()
+	s := newShell(t)
+	id := s.capsule()
+	for sig, name := range map[syscall.Signal]string{syscall.SIGTERM: "TERM", syscall.SIGHUP: "HUP", syscall.SIGQUIT: "QUIT"} {
+		cmd := s.program("exec", id, "--", "sh", "-c", "trap 'echo "+name+"; exit 7' "+name+"; echo ready; while :; do sleep 0.05; done")
+		var errs bytes.Buffer
+		cmd.Stderr = &errs
+		stdout, err := cmd.StdoutPipe()
+		require.NoError(t, err)
+		require.NoError(t, cmd.Start())
+		_, err = io.ReadFull(stdout, make([]byte, len("ready\n")))
+		require.NoError(t, err)
+		require.NoError(t, cmd.Process.Signal(sig))
+		rest, err := io.ReadAll(stdout)
+		require.NoError(t, err)
+		require.Equal(t, name+"\n", string(rest))
+		require.Error(t, cmd.Wait())
+		require.Equal(t, 7, cmd.ProcessState.ExitCode())
+		require.NotContains(t, errs.String(), "goroutine")
+	}
+	r := s.start(nil, "exec", id, "--", "sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.05; done")
+	terminal := s.start(strings.NewReader(""), "exec", "-it", id, "--", "sh", "-c", "trap 'echo caught; exit 8' HUP; echo ready; while :; do sleep 0.05; done")
+	r.sees("ready")
+	r.signal(syscall.SIGTERM)
+	terminal.sees("ready")
+	terminal.signal(syscall.SIGHUP)
+	terminal.wait(8)
+	r.wait(137) // in the end
+}
+
+func TestEnvironment(t *testing.T) {
+	t.Parallel()
+	s := newShell(t)
+	id := s.capsule()
+	file := filepath.Join(t.TempDir(), "env")
+	require.NoError(t, os.WriteFile(file, []byte("\uFEFF# comment\n\nA=of the file\r\n  B='x y' # no comment\nHERE\nMISSING\nC=\nD=1"), 0o600))
+	s.env["HERE"] = "and there"
+	s.env["EMPTY"] = ""
+	got := s.ok("exec", "--env-file", file, "-e", "D=2", "-e", "EMPTY", "-e", "NOT_SET", id, "--", "env")
+	for _, want := range []string{"A=of the file\n", "B='x y' # no comment\n", "HERE=and there\n", "C=\n", "D=2\n", "EMPTY=\n"} {
+		require.Contains(t, got, want)
+	}
+	require.NotContains(t, got, "MISSING")
+	require.NotContains(t, got, "NOT_SET")
+	require.NoError(t, os.WriteFile(file, []byte("A=1\nnot a name=x\n"), 0o600))
+	require.Contains(t, s.fails(125, "exec", "--env-file", file, id, "--", "env"), "line 2")
+}
+
+func TestUsers(t *testing.T) {
+	t.Parallel()
+	s := newShell(t)
+	id := s.capsule()
+	for user, want := range map[string]string{
+		"0":                   "0:0",
+		"nobody":              "65534:65534",
+		"12345":               "12345:0",
+		"12345:23456":         "12345:23456",
+		"root:nogroup":        "0:65534",
+		"nobody:0":            "65534:0",
+		"4294967294:00000001": "4294967294:1",
+	} {
+		require.Equal(t, want+"\n", s.ok("exec", "-w", "/", "-u", user, id, "--", "sh", "-c", "echo $(id -u):$(id -g)"), user)
+	}
+	require.Equal(t, "groups=23456\n", s.ok("exec", "-u", "12345:23456", id, "--", "sh", "-c", "id | sed 's/.* groups/groups/'"))
+	for _, user := range []string{"nosuch", "nosuch:0", "0:nosuch", ":0", "1:2:3", "4294967295", "-1", "0:-1"} {
+		s.fails(125, "exec", "-u="+user, id, "--", "true")
+	}
+}
+
+func TestSeveralNames(t *testing.T) {
+	t.Parallel()
+	s := newShell(t)
+	id := s.capsule()
+	for _, tag := range []string{"a", "b", "c"} {
+		s.ok("exec", "-d", "--tag", tag, id, "--", "sh", "-c", "trap 'echo hup' HUP; echo up; while :; do sleep 0.05; done")
+	}
+	follow := s.start(nil, "logs", "-f", id, "a")
+	follow.sees("up")
+	s.ok("kill", "-HUP", id, "a")
+	follow.sees("hup")
+	s.ok("kill", "-9", id, "a")
+	require.Contains(t, s.fails(1, "kill", "-s", "15", "--grace", "20s", id, "nobody", "b", "c"), "nobody: no process")
+	require.Equal(t, "a: ended by SIGKILL (killed)\nb: ended by SIGTERM (killed)\n", s.start(nil, "wait", id, "a", "b").wait(137).out.String())
+	require.Contains(t, s.start(nil, "wait", "--json", id, "b", "a").wait(143).out.String(), `"tag": "a"`)
+	table := s.ok("ps", "-a", id)
+	for _, column := range []string{"STARTED", "ENDED", "FOR", "ended by SIGTERM"} {
+		require.Contains(t, table, column)
+	}
+	require.Contains(t, s.fails(1, "kill", "-s", "99", id, "a"), "unknown signal")
+	require.Contains(t, s.fails(1, "kill", id), "which process?")
+	require.Contains(t, s.fails(1, "ps", id, "x"), "one argument too many")
 }

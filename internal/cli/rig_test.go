@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -23,7 +24,8 @@ import (
 func TestMain(m *testing.M) {
 	if os.Getenv(asProgram) != "" {
 		root := &cobra.Command{Use: "nestbox", SilenceUsage: true, SilenceErrors: true}
-		cli.AddTo(root, cli.IO{In: os.Stdin, Out: os.Stdout, Err: os.Stderr, Getenv: os.Getenv})
+		cli.AddTo(root, cli.IO{In: os.Stdin, Out: os.Stdout, Err: os.Stderr, LookupEnv: os.LookupEnv})
+		root.SetArgs(cli.Args(os.Args[1:]))
 		os.Exit(cli.ExitCode(root.Execute(), os.Stderr))
 	}
 	goleak.VerifyTestMain(m)
@@ -61,12 +63,12 @@ func newShell(t *testing.T) *shell {
 
 // run is one command under way.
 type run struct {
-	t          *testing.T
-	out, err   buffer
-	code       int
-	interrupts chan<- os.Signal // set once listening is closed
-	listening  chan struct{}
-	done       chan struct{}
+	t         *testing.T
+	out, err  buffer
+	code      int
+	signals   chan<- os.Signal // set once listening is closed
+	listening chan struct{}
+	done      chan struct{}
 }
 
 // start starts a command line.
@@ -74,7 +76,7 @@ func (s *shell) start(in io.Reader, args ...string) *run {
 	s.t.Helper()
 	r := &run{t: s.t, listening: make(chan struct{}), done: make(chan struct{})}
 	root := &cobra.Command{Use: "nestbox", SilenceUsage: true, SilenceErrors: true}
-	root.SetArgs(args)
+	root.SetArgs(cli.Args(args))
 	root.SetOut(&r.out)
 	root.SetErr(&r.err)
 	var out io.Writer = &r.out
@@ -83,9 +85,9 @@ func (s *shell) start(in io.Reader, args ...string) *run {
 	}
 	cli.AddTo(root, cli.IO{
 		In: in, Out: out, Err: &r.err,
-		Getenv: func(k string) string { return s.env[k] },
-		Interrupts: func(c chan<- os.Signal) func() {
-			r.interrupts = c
+		LookupEnv: func(k string) (string, bool) { v, ok := s.env[k]; return v, ok },
+		Signals: func(c chan<- os.Signal) func() {
+			r.signals = c
 			close(r.listening)
 			return func() {}
 		},
@@ -110,8 +112,13 @@ func (r *run) wait(code int) *run {
 // interrupt is a Ctrl-C.
 func (r *run) interrupt() {
 	r.t.Helper()
+	r.signal(syscall.SIGINT)
+}
+
+func (r *run) signal(s os.Signal) {
+	r.t.Helper()
 	<-r.listening
-	r.interrupts <- os.Interrupt
+	r.signals <- s
 }
 
 // sees waits until the output contains text.

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -24,25 +25,21 @@ func newShell(a *app) *cobra.Command {
 		Short: "Open a shell in a capsule",
 		Long: `Open a login shell in a capsule, in a terminal: bash, or else sh. It lives through lost
 connections and restarts of the server. ` + detachDoc,
-		Args:              cobra.ExactArgs(1),
+		Args:              usual,
 		ValidArgsFunction: a.completeCapsule,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			capsule, err := a.capsule(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
-			spec, err := f.spec(a.Getenv, []string{"/bin/sh", "-c", "command -v bash >/dev/null && exec bash -l; exec sh -l"})
+			spec, err := f.spec(a.LookupEnv, []string{"/bin/sh", "-c", "command -v bash >/dev/null && exec bash -l; exec sh -l"})
 			if err != nil {
 				return err
 			}
 			return a.execTerminal(cmd.Context(), capsule, spec)
 		},
 	}
-	fl := cmd.Flags()
-	fl.StringVar(&f.tag, "tag", "", "name of the process (default a new one)")
-	fl.StringArrayVarP(&f.env, "env", "e", nil, "environment variable: K=V, or K for its value here")
-	fl.StringVarP(&f.dir, "workdir", "w", "", "working directory (default the user's home)")
-	fl.StringVarP(&f.user, "user", "u", "", "user, by name or number (default root)")
+	f.addTo(cmd.Flags())
 	return passesExitCode(cmd)
 }
 
@@ -60,7 +57,7 @@ func (a *app) execTerminal(ctx context.Context, capsule *client.Capsule, spec ne
 	if err != nil {
 		return err
 	}
-	return a.goInFront(ctx, capsule, p, client.Attach{UntilExit: true}, true)
+	return a.goInFront(ctx, capsule, p, client.Attach{UntilExit: true}, true, true)
 }
 
 // attachTerminal comes back to a process that has a terminal, and shows its last output.
@@ -72,19 +69,20 @@ func (a *app) attachTerminal(ctx context.Context, capsule *client.Capsule, sel s
 	if p.Terminal == nil {
 		return nestbox.Errorf(nestbox.CodeInvalidState, "process %s has no terminal: attach without -t", sel)
 	}
-	return a.goInFront(ctx, capsule, p, how, input)
+	return a.goInFront(ctx, capsule, p, how, input, false)
 }
 
 // goInFront passes on what is typed and shows what comes, until the process ends or
-// somebody detaches.
-func (a *app) goInFront(ctx context.Context, capsule *client.Capsule, p nestbox.Process, how client.Attach, input bool) error {
+// somebody detaches. Signals are for a process that is ours; of another they detach.
+func (a *app) goInFront(ctx context.Context, capsule *client.Capsule, p nestbox.Process, how client.Attach, input, ours bool) error {
 	stream, err := capsule.Processes.Attach(ctx, p.ID.String(), how)
 	if err != nil {
 		return err
 	}
 	defer stream.Close()
-	ctx, cancel := context.WithCancelCause(ctx)
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer cancel(nil)
+	defer a.watchSignals(ctx, capsule.Processes, p.ID, ours, cancel)()
 	s := &session{a: a, procs: capsule.Processes, id: p.ID.String()}
 	if tty, ok := a.tty(); ok && input {
 		raw, err := term.MakeRaw(tty)
@@ -111,6 +109,31 @@ func (a *app) goInFront(ctx context.Context, capsule *client.Capsule, p nestbox.
 		return nil
 	}
 	return err
+}
+
+// watchSignals passes on the signals that end a program, or detaches for them, until
+// it is stopped.
+func (a *app) watchSignals(ctx context.Context, procs *client.Processes, id nestbox.ProcessID, pass bool, detach context.CancelCauseFunc) (stop func()) {
+	signals := make(chan os.Signal, 4)
+	unsubscribe := a.Signals(signals)
+	ended := make(chan struct{})
+	var watching sync.WaitGroup
+	watching.Go(func() {
+		if pass {
+			a.passSignals(ctx, procs, id, signals, ended)
+			return
+		}
+		select {
+		case <-signals:
+			detach(errDetached)
+		case <-ended:
+		}
+	})
+	return func() {
+		unsubscribe()
+		close(ended)
+		watching.Wait()
+	}
 }
 
 // tty returns the descriptor of the terminal that is typed in, if it is one.

@@ -25,7 +25,7 @@ It ends when what it watches is removed or renamed. With --json, each line is an
 object as the API has it.`,
 		Example: `  nestbox watch cl-12 /root
   nestbox watch -r cl-12 /root/project`,
-		Args: cobra.ExactArgs(2), ValidArgsFunction: a.completeCapsule,
+		Args: usual, ValidArgsFunction: a.completeCapsule,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			capsule, err := a.capsule(cmd.Context(), args[0])
 			if err != nil {

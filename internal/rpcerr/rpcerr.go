@@ -22,6 +22,9 @@ import (
 // own, which have no such detail.
 const detailType = "nestbox.Code"
 
+// moreType is that of the detail that carries a nestbox.Detail.
+const moreType = "nestbox.Detail"
+
 var toConnect = map[nestbox.Code]connect.Code{
 	nestbox.CodeInvalid:         connect.CodeInvalidArgument,
 	nestbox.CodeUnauthenticated: connect.CodeUnauthenticated,
@@ -61,16 +64,21 @@ func ToConnect(err error) error {
 		return nil
 	}
 	code, message := nestbox.CodeInternal, "internal error"
+	var detail nestbox.Detail
 	if e, ok := errors.AsType[*nestbox.Error](err); ok {
 		if _, known := toConnect[e.Code]; known {
-			code, message = e.Code, e.Message
+			code, message, detail = e.Code, e.Message, e.Detail
 		}
 	} else if c := contextCode(err); c != "" {
 		code, message = c, contextMessage(c)
 	}
-	return connect.NewError(toConnect[code], message).
+	wire := connect.NewError(toConnect[code], message).
 		WithDetail(&connect.ErrorDetail{Type: detailType, Value: []byte(code)}).
 		WithCause(err)
+	if detail != "" {
+		wire = wire.WithDetail(&connect.ErrorDetail{Type: moreType, Value: []byte(detail)})
+	}
+	return wire
 }
 
 // FromConnect returns an error of a Connect client as a *nestbox.Error: the
@@ -125,11 +133,19 @@ func (l *lost) Error() string { return l.cause.Error() }
 func (l *lost) Unwrap() error { return l.cause }
 
 func fromPeer(wire *connect.Error, transport nestbox.Code) error {
+	var e *nestbox.Error
+	var detail nestbox.Detail
 	for _, d := range wire.Details() {
 		code := nestbox.Code(d.Value)
-		if _, known := toConnect[code]; d.Type == detailType && known {
-			return &nestbox.Error{Code: code, Message: wire.Message(), Err: wire}
+		switch _, known := toConnect[code]; {
+		case d.Type == detailType && known && e == nil:
+			e = &nestbox.Error{Code: code, Message: wire.Message(), Err: wire}
+		case d.Type == moreType:
+			detail = nestbox.Detail(d.Value)
 		}
+	}
+	if e != nil {
+		return e.Detailed(detail)
 	}
 	code, ok := fromBare[wire.Code()]
 	if !ok {

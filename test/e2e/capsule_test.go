@@ -260,8 +260,12 @@ func TestUpAndDown(t *testing.T) {
 
 	second := exec.Command(s.bin, "up", "--dir", s.dir, "--listen", freeAddr(t))
 	out, err := second.CombinedOutput()
-	require.Error(t, err, "one server at a time works on a directory")
-	require.Contains(t, string(out), "a nestbox server works on this directory")
+	require.NoError(t, err, "what is wanted is there")
+	require.Contains(t, string(out), "nestbox is already up at http://"+s.addr)
+	require.Contains(t, string(out), "capsule create")
+	out, err = exec.Command(s.bin, "down", "--dir", s.dir+"/none").CombinedOutput()
+	require.Error(t, err)
+	require.Contains(t, string(out), "no server was ever started in")
 
 	require.Contains(t, s.nestbox("down"), "stopped")
 	s.signal(syscall.SIGTERM) // it is gone; this waits for it

@@ -111,6 +111,45 @@ func (a *accounts) find(name string) (account, error) {
 	return account{}, nestbox.Errorf(nestbox.CodeInvalid, "user %.80q does not exist in the capsule", name)
 }
 
+// findToRun returns the account for a process: user or user:group, by name or number.
+// Unlike find it also takes a number that has no account, which then is in the group
+// root, as docker has it. A group that is given is the only one.
+func (a *accounts) findToRun(name string) (account, error) {
+	who, groupName, grouped := strings.Cut(name, ":")
+	if grouped && who == "" {
+		return account{}, nestbox.Errorf(nestbox.CodeInvalid, "user %.80q has no user before the colon", name)
+	}
+	acc, err := a.find(who)
+	if nestbox.CodeOf(err) == nestbox.CodeInvalid && isID([]byte(who)) {
+		uid, _ := strconv.ParseUint(who, 10, 32) // as isID has looked
+		acc, err = account{name: who, uid: uint32(uid), home: "/", shell: "/bin/sh"}, nil
+	}
+	if err != nil || !grouped {
+		return acc, err
+	}
+	acc.gid, err = a.findGroup(groupName)
+	acc.groups = nil
+	return acc, err
+}
+
+// findGroup returns the number of a group, by its name or number.
+func (a *accounts) findGroup(name string) (uint32, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if err := a.refresh(); err != nil {
+		return 0, resourceError("look up the group", err)
+	}
+	for gid, known := range a.names.groups {
+		if known == name {
+			return gid, nil
+		}
+	}
+	if gid, err := strconv.ParseUint(name, 10, 32); err == nil && isID([]byte(name)) {
+		return uint32(gid), nil
+	}
+	return 0, nestbox.Errorf(nestbox.CodeInvalid, "group %.80q does not exist in the capsule", name)
+}
+
 // owners returns the names of all users and groups.
 func (a *accounts) owners() ownerNames {
 	a.mu.Lock()

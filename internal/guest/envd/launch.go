@@ -41,7 +41,7 @@ type launch struct {
 // each look costs a start more than it is worth, and check takes it if the
 // start fails.
 func (a *accounts) plan(spec nestbox.ProcessSpec, common map[string]string, mark string) (launch, error) {
-	user, err := a.find(spec.User)
+	user, err := a.findToRun(spec.User)
 	if err != nil {
 		return launch{}, err
 	}
@@ -128,7 +128,7 @@ func findProgram(cmd, cwd, path string) (string, error) {
 		}
 		return cmd, executable(cmd)
 	}
-	found := error(nestbox.Errorf(nestbox.CodeInvalid, "%.200s: no such program in PATH=%.500s", cmd, path))
+	found := error(nestbox.Errorf(nestbox.CodeInvalid, "%.200s: no such program in PATH=%.500s", cmd, path).Detailed(nestbox.DetailNoProgram))
 	for dir := range strings.SplitSeq(path, ":") {
 		if !filepath.IsAbs(dir) {
 			dir = cwd + "/" + dir
@@ -152,15 +152,15 @@ func executable(path string) error {
 	info, err := os.Stat(path)
 	switch {
 	case errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ENOTDIR):
-		return nestbox.Errorf(nestbox.CodeInvalid, "%.200s: no such program", path)
+		return nestbox.Errorf(nestbox.CodeInvalid, "%.200s: no such program", path).Detailed(nestbox.DetailNoProgram)
 	case outOf(err):
 		return resourceError("look at the program", err)
 	case err != nil:
-		return nestbox.Errorf(nestbox.CodeInvalid, "%.200s cannot be executed: %w", path, err)
+		return nestbox.Errorf(nestbox.CodeInvalid, "%.200s cannot be executed: %w", path, err).Detailed(nestbox.DetailNotExecutable)
 	case info.IsDir():
-		return nestbox.Errorf(nestbox.CodeInvalid, "%.200s is a directory", path)
+		return nestbox.Errorf(nestbox.CodeInvalid, "%.200s is a directory", path).Detailed(nestbox.DetailNotExecutable)
 	case info.Mode()&0o111 == 0:
-		return nestbox.Errorf(nestbox.CodeInvalid, "%.200s: permission denied: it is not executable", path)
+		return nestbox.Errorf(nestbox.CodeInvalid, "%.200s: permission denied: it is not executable", path).Detailed(nestbox.DetailNotExecutable)
 	}
 	return nil
 }
@@ -194,15 +194,15 @@ func (l *launch) start(spec nestbox.ProcessSpec, stdio []uintptr, groups *treeGr
 func launchError(l launch, err error) error {
 	switch {
 	case errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR):
-		return nestbox.Errorf(nestbox.CodeInvalid, "%.200s: no such program, or its interpreter does not exist", l.path)
+		return nestbox.Errorf(nestbox.CodeInvalid, "%.200s: no such program, or its interpreter does not exist", l.path).Detailed(nestbox.DetailNoProgram)
 	case errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM):
-		return nestbox.Errorf(nestbox.CodeInvalid, "%.200s: permission denied for user %s in cwd %.200s", l.path, l.user.name, l.cwd)
+		return nestbox.Errorf(nestbox.CodeInvalid, "%.200s: permission denied for user %s in cwd %.200s", l.path, l.user.name, l.cwd).Detailed(nestbox.DetailNotExecutable)
 	case errors.Is(err, unix.ENOEXEC):
-		return nestbox.Errorf(nestbox.CodeInvalid, "%.200s is not a program: it has no #! line and no known format", l.path)
+		return nestbox.Errorf(nestbox.CodeInvalid, "%.200s is not a program: it has no #! line and no known format", l.path).Detailed(nestbox.DetailNotExecutable)
 	case errors.Is(err, unix.E2BIG):
 		return nestbox.Errorf(nestbox.CodeInvalid, "arguments and environment are larger than the capsule allows")
 	case errors.Is(err, unix.ETXTBSY):
-		return nestbox.Errorf(nestbox.CodeConflict, "%.200s is being written", l.path)
+		return nestbox.Errorf(nestbox.CodeConflict, "%.200s is being written", l.path).Detailed(nestbox.DetailNotExecutable)
 	}
 	return resourceError("start a process", err)
 }

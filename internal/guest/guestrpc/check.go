@@ -42,6 +42,8 @@ var guestCodes = map[nestbox.Code]bool{
 	nestbox.CodeGuest:        true,
 }
 
+var guestDetails = map[nestbox.Detail]bool{"": true, nestbox.DetailNoProgram: true, nestbox.DetailNotExecutable: true}
+
 // maxErrorText bounds what is shown of a daemon's message.
 const maxErrorText = 1 << 10
 
@@ -59,10 +61,13 @@ func fromWire(err error) error {
 // believe returns of a daemon's error what it may say.
 func believe(err error) error {
 	e, ok := err.(*nestbox.Error)
-	if !ok || guestCodes[e.Code] && len(e.Message) <= maxErrorText && printable(e.Message) {
+	if !ok || guestCodes[e.Code] && guestDetails[e.Detail] && len(e.Message) <= maxErrorText && printable(e.Message) {
 		return err
 	}
 	clean := *e
+	if !guestDetails[e.Detail] {
+		clean.Detail = ""
+	}
 	clean.Message = cleanText(e.Message, maxErrorText)
 	if !guestCodes[e.Code] {
 		clean.Code, clean.Message = nestbox.CodeGuest, "the capsule's daemon failed: "+clean.Message

@@ -39,6 +39,11 @@ func testStartRecord(t *testing.T, g guest.Processes) {
 func testStartErrors(t *testing.T, g guest.Processes) {
 	dir := scratch(t, g)
 	output(t, g, "cd "+dir+` && echo hello >data && printf '#!/no/such/interpreter\n' >script && printf 'no program' >garbage && chmod 755 script garbage`)
+	details := map[string]nestbox.Detail{
+		"no such program": nestbox.DetailNoProgram, "no such path": nestbox.DetailNoProgram, "path in a file": nestbox.DetailNoProgram,
+		"no interpreter": nestbox.DetailNoProgram, "a directory": nestbox.DetailNotExecutable,
+		"not executable": nestbox.DetailNotExecutable, "no format": nestbox.DetailNotExecutable,
+	}
 	for name, c := range map[string]struct {
 		spec nestbox.ProcessSpec
 		says string
@@ -55,7 +60,8 @@ func testStartErrors(t *testing.T, g guest.Processes) {
 		"cwd is a file":    {nestbox.ProcessSpec{Cmd: "true", Cwd: dir + "/data"}, "not a directory"},
 		"relative cwd":     {nestbox.ProcessSpec{Cmd: "true", Cwd: "tmp"}, "absolute"},
 		"no such user":     {nestbox.ProcessSpec{Cmd: "true", User: "no-such-user"}, "no-such-user"},
-		"no such uid":      {nestbox.ProcessSpec{Cmd: "true", User: "4294967290"}, "4294967290"},
+		"no such uid":      {nestbox.ProcessSpec{Cmd: "true", User: "4294967295"}, "4294967295"},
+		"no such group":    {nestbox.ProcessSpec{Cmd: "true", User: "0:no-such-group"}, "no-such-group"},
 		"numeric tag":      {nestbox.ProcessSpec{Cmd: "true", Tag: "8080"}, "8080"},
 		"tag with a slash": {nestbox.ProcessSpec{Cmd: "true", Tag: "a/b"}, "tag"},
 		"bad variable":     {nestbox.ProcessSpec{Cmd: "true", Env: map[string]string{"A=B": "c"}}, "A=B"},
@@ -65,6 +71,7 @@ func testStartErrors(t *testing.T, g guest.Processes) {
 		_, _, err := g.Start(waiting(t), c.spec, nil)
 		e := requireError(t, nestbox.CodeInvalid, err)
 		require.Contains(t, e.Message, c.says, name)
+		require.Equal(t, details[name], e.Detail, name)
 	}
 	// A failed start leaves nothing behind: its tag is free.
 	_, _, err := g.Start(waiting(t), nestbox.ProcessSpec{Cmd: "/no/such/path", Tag: "failed-start"}, nil)

@@ -23,7 +23,12 @@ type ProcessSpec struct {
 	// controlling one: standard input, output and error are it. Its output is the one
 	// stream Pty, and its input is open. nil = pipes.
 	Terminal *Terminal
-	Timeout  time.Duration // 0 = none; then the whole tree is killed, with ReasonTimeout
+	// Merge has standard error be the same pipe as standard output, so that what is
+	// written to both keeps its order, and all of it is of the stream Stdout. It is for
+	// processes without a Terminal.
+	Merge       bool
+	Timeout     time.Duration // 0 = none; then the whole tree is killed, with ReasonTimeout
+	IdleTimeout time.Duration // 0 = none; after so long without output it is killed, with ReasonIdle
 }
 
 // Terminal is the terminal of a process. Zero values mean the defaults.
@@ -101,6 +106,10 @@ func (s ProcessSpec) Validate() error {
 		return Errorf(CodeInvalid, "user is not a valid name, nor user:group")
 	case s.Timeout < 0:
 		return Errorf(CodeInvalid, "timeout is negative")
+	case s.IdleTimeout < 0:
+		return Errorf(CodeInvalid, "idle_timeout is negative")
+	case s.Merge && s.Terminal != nil:
+		return Errorf(CodeInvalid, "the output of a terminal is one stream already: merge goes with no terminal")
 	}
 	if s.Terminal != nil {
 		if err := s.Terminal.Validate(); err != nil {
@@ -205,11 +214,12 @@ type ExitReason string
 
 // The reasons.
 const (
-	ReasonExited    ExitReason = "exited"    // by itself, with a status
-	ReasonSignalled ExitReason = "signalled" // by a signal that did not come from our API's kill
-	ReasonKilled    ExitReason = "killed"    // because Kill was asked for
-	ReasonTimeout   ExitReason = "timeout"   // because its Timeout ran out
-	ReasonOOM       ExitReason = "oom"       // because the capsule ran out of memory
+	ReasonExited    ExitReason = "exited"       // by itself, with a status
+	ReasonSignalled ExitReason = "signalled"    // by a signal that did not come from our API's kill
+	ReasonKilled    ExitReason = "killed"       // because Kill was asked for
+	ReasonTimeout   ExitReason = "timeout"      // because its Timeout ran out
+	ReasonIdle      ExitReason = "idle_timeout" // because it wrote nothing for its IdleTimeout
+	ReasonOOM       ExitReason = "oom"          // because the capsule ran out of memory
 )
 
 // Selector names one process of a capsule, by one of three. A PID or a tag that

@@ -35,6 +35,12 @@ type Cmd struct {
 	Tag     string            // empty = a new one; Process has it
 	Timeout time.Duration     // 0 = none; to the second, rounded up
 
+	// IdleTimeout has it killed after so long without output; 0 = never; to the second.
+	IdleTimeout time.Duration
+	// Merge has standard error be standard output, so that what is written to both keeps
+	// its order; all of it goes to Stdout.
+	Merge bool
+
 	// Terminal has it run in a terminal: all output goes to Stdout, and the end of Stdin
 	// is not handed on, since a terminal has none.
 	Terminal *nestbox.Terminal
@@ -135,7 +141,7 @@ func (c *Cmd) Start() error {
 	}
 	spec := nestbox.ProcessSpec{
 		Cmd: c.Path, Args: c.Args, Env: c.Env, Cwd: c.Dir, User: c.User, Tag: c.Tag,
-		Stdin: c.Stdin != nil, Timeout: c.Timeout, Terminal: c.Terminal,
+		Stdin: c.Stdin != nil, Timeout: c.Timeout, IdleTimeout: c.IdleTimeout, Merge: c.Merge, Terminal: c.Terminal,
 	}
 	until := untilExit
 	if c.UntilClosed {
@@ -207,13 +213,13 @@ func (c *Cmd) Output() ([]byte, error) {
 }
 
 // CombinedOutput runs the command and returns its standard output and error,
-// in the order in which they were written, as far as a reader can tell.
+// in the order in which they were written.
 func (c *Cmd) CombinedOutput() ([]byte, error) {
 	if c.Stdout != nil || c.Stderr != nil {
 		return nil, nestbox.Errorf(nestbox.CodeInvalid, "client: Stdout or Stderr already set")
 	}
 	var both bytes.Buffer
-	c.Stdout, c.Stderr = &both, &both
+	c.Stdout, c.Stderr, c.Merge = &both, &both, c.Terminal == nil
 	err := c.Run()
 	return both.Bytes(), err
 }

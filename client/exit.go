@@ -21,6 +21,8 @@ func (e *ExitError) Error() string {
 	switch e.Reason {
 	case nestbox.ReasonTimeout:
 		return s + " (its time limit ran out)"
+	case nestbox.ReasonIdle:
+		return s + " (it wrote nothing for too long)"
 	case nestbox.ReasonOOM:
 		return s + " (the capsule ran out of memory)"
 	case nestbox.ReasonKilled:

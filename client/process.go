@@ -296,6 +296,8 @@ type execBody struct {
 	User       string            `json:"user,omitempty"`
 	Tag        string            `json:"tag,omitempty"`
 	TimeoutSec int               `json:"timeout_sec,omitempty"`
+	IdleSec    int               `json:"idle_timeout_sec,omitempty"`
+	Merge      bool              `json:"merge,omitempty"`
 	Stdin      bool              `json:"stdin,omitempty"`
 	Terminal   *terminalBody     `json:"terminal,omitempty"`
 	Background bool              `json:"background,omitempty"`
@@ -306,7 +308,7 @@ type execBody struct {
 func execBodyOf(s nestbox.ProcessSpec) execBody {
 	return execBody{
 		Cmd: s.Cmd, Args: s.Args, Envs: s.Env, Cwd: nestbox.PathText(s.Cwd), User: s.User, Tag: s.Tag, Stdin: s.Stdin,
-		TimeoutSec: int(math.Ceil(s.Timeout.Seconds())), Terminal: terminalBodyOf(s.Terminal),
+		TimeoutSec: int(math.Ceil(s.Timeout.Seconds())), IdleSec: int(math.Ceil(s.IdleTimeout.Seconds())), Merge: s.Merge, Terminal: terminalBodyOf(s.Terminal),
 	}
 }
 

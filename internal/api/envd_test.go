@@ -129,6 +129,33 @@ func TestRealStdinAndFiles(t *testing.T) {
 	p.expect(fields{"type": "stdout", "data": "AP8="})
 	p.expect(fields{"type": "exit", "exit_code": 0})
 
+	p = r.dial("/v1/capsules/{id}/exec/stream")
+	p.send(`{"type":"start","cmd":"cat","stdin":true}`)
+	p.expect(fields{"type": "start"})
+	p.send(`{"type":"stdin","data":"not base64"}`)
+	p.expect(fields{"type": "error", "code": "invalid_request"})
+	p.send(`{"type":"stdin","data":"hé\n","encoding":"utf-8","eof":true}`)
+	p.expect(fields{"type": "stdout", "data": "hé\n"})
+	p.expect(fields{"type": "exit", "exit_code": 0})
+	p = r.dial("/v1/capsules/{id}/exec/stream")
+	p.send(`{"type":"start","cmd":"cat","stdin":"text"}`)
+	p.expect(fields{"type": "error", "code": "invalid_request"})
+
+	for stdin, want := range map[string]string{
+		`"hé\n"`: "hé\n", `""`: "", `{"data":"AP8=","encoding":"base64"}`: "AP8=", `{"data":"x","encoding":"utf-8"}`: "x", `{"data":"x"}`: "x", `false`: "",
+	} {
+		var out execResult
+		r.call(http.MethodPost, execPath, `{"cmd":"cat","stdin":`+stdin+`}`).expect(http.StatusOK).decode(&out)
+		require.Equal(t, want, out.Stdout, stdin)
+	}
+	r.call(http.MethodPost, execPath, `{"cmd":"true","stdin":"`+strings.Repeat("not read", 1<<15)+`"}`).expect(http.StatusOK)
+	for _, stdin := range []string{`1`, `{}`, `{"data":1}`, `{"data":"x","encoding":"utf-16"}`, `{"data":"x","more":1}`, `{"data":"?","encoding":"base64"}`} {
+		r.call(http.MethodPost, execPath, `{"cmd":"cat","stdin":`+stdin+`}`).fails(http.StatusBadRequest, "invalid_request")
+	}
+	require.Contains(t, r.call(http.MethodPost, execPath, `{"cmd":"cat","stdin":"x","background":true}`).fails(http.StatusBadRequest, "invalid_request"), "stdin")
+	merged := r.call(http.MethodPost, execPath, `{"cmd":"sh","args":["-c","echo 1; echo 2 >&2; echo 3"],"merge":true,"idle_timeout_sec":100}`).expect(http.StatusOK)
+	require.Contains(t, string(merged.body), `"stdout":"1\n2\n3\n"`)
+
 	path := t.TempDir() + "/new/f"
 	content := strings.Repeat("\x00\xff", 1<<20)
 	r.request(http.MethodPost, "/v1/capsules/{id}/files/write", strings.NewReader(form(file(content), field("path", path))), "Content-Type", formType).

@@ -2,6 +2,8 @@ package api
 
 import (
 	"context"
+	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"net/http"
 	"time"
@@ -24,7 +26,9 @@ type Command struct {
 	User       string            `json:"user,omitempty" doc:"Name or number; empty = root"`
 	Tag        string            `json:"tag,omitempty" doc:"A name, unique among the live processes; empty = a new proc-<8 hex>"`
 	TimeoutSec int               `json:"timeout_sec,omitempty" minimum:"0" maximum:"31536000" doc:"The whole process tree is killed after so many seconds. 0 = 30 in the foreground, none otherwise"`
-	Stdin      bool              `json:"stdin,omitempty" doc:"Keep standard input open for writing; otherwise it is /dev/null"`
+	IdleSec    int               `json:"idle_timeout_sec,omitempty" minimum:"0" maximum:"31536000" doc:"The whole process tree is killed after so many seconds without output; 0 = never"`
+	Merge      bool              `json:"merge,omitempty" doc:"Have standard error be standard output, so that what is written to both keeps its order: over two pipes nobody can tell. All of it is stdout then"`
+	Stdin      stdinField        `json:"stdin,omitzero" doc:"true: keep standard input open for writing. Text, or {data, encoding} with base64, of a foreground command: its whole standard input. Otherwise it is /dev/null"`
 	Terminal   *terminal         `json:"terminal,omitempty" doc:"Run it in a terminal, whose output is the one stream pty (stdout of a foreground command) and whose input is open"`
 }
 
@@ -52,8 +56,62 @@ func toTerminal(t *nestbox.Terminal) *terminal {
 func (c Command) spec() nestbox.ProcessSpec {
 	return nestbox.ProcessSpec{
 		Cmd: c.Cmd, Args: c.Args, Env: c.Envs, Cwd: c.Cwd, User: c.User, Tag: c.Tag,
-		Timeout: time.Duration(c.TimeoutSec) * time.Second, Stdin: c.Stdin, Terminal: c.Terminal.domain(),
+		Timeout: time.Duration(c.TimeoutSec) * time.Second, IdleTimeout: time.Duration(c.IdleSec) * time.Second,
+		Stdin: c.Stdin.Open || c.Stdin.Data != nil, Merge: c.Merge, Terminal: c.Terminal.domain(),
 	}
+}
+
+// stdinField is what a command is to do with standard input: false, true, the text
+// itself, or an object that says how the text is encoded.
+type stdinField struct {
+	Open bool
+	Data []byte // nil = none
+}
+
+// Schema implements huma.SchemaProvider.
+func (stdinField) Schema(huma.Registry) *huma.Schema {
+	return &huma.Schema{OneOf: []*huma.Schema{
+		{Type: huma.TypeBoolean},
+		{Type: huma.TypeString},
+		{
+			Type: huma.TypeObject, AdditionalProperties: false, Required: []string{"data"},
+			Properties: map[string]*huma.Schema{
+				"data":     {Type: huma.TypeString},
+				"encoding": {Type: huma.TypeString, Enum: []any{"utf-8", encodingBase64}},
+			},
+		},
+	}}
+}
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (f *stdinField) UnmarshalJSON(raw []byte) error {
+	if json.Unmarshal(raw, &f.Open) == nil {
+		return nil
+	}
+	var text string
+	if json.Unmarshal(raw, &text) == nil {
+		f.Data = []byte(text)
+		return nil
+	}
+	var body struct{ Data, Encoding string }
+	if err := json.Unmarshal(raw, &body); err != nil {
+		return err
+	}
+	f.Data = []byte(body.Data)
+	if body.Encoding != encodingBase64 {
+		return nil
+	}
+	data, err := base64.StdEncoding.DecodeString(body.Data)
+	f.Data = append([]byte{}, data...)
+	return err
+}
+
+// MarshalJSON implements json.Marshaler, for examples.
+func (f stdinField) MarshalJSON() ([]byte, error) {
+	if f.Data != nil {
+		return json.Marshal(string(f.Data))
+	}
+	return json.Marshal(f.Open)
 }
 
 type execBody struct {
@@ -78,7 +136,7 @@ type execResult struct {
 	DurationMS int64  `json:"duration_ms"`
 	Encoding   string `json:"encoding" enum:"utf-8,base64" doc:"Of stdout and stderr: base64 if either is not UTF-8"`
 	Signal     string `json:"signal,omitempty" doc:"The signal that ended it"`
-	Reason     string `json:"reason" enum:"exited,signalled,killed,timeout,oom"`
+	Reason     string `json:"reason" enum:"exited,signalled,killed,timeout,idle_timeout,oom"`
 	Truncated  bool   `json:"truncated,omitempty" doc:"There was more output than is returned here (32 MiB)"`
 }
 
@@ -116,6 +174,13 @@ func (s *server) exec(ctx context.Context, caller control.Caller, in *execInput)
 	if err := spec.Validate(); err != nil {
 		return nil, err
 	}
+	input := in.Body.Stdin.Data
+	if len(input) > nestbox.MaxStdin {
+		return nil, nestbox.Errorf(nestbox.CodeTooLarge, "body.stdin is larger than %d bytes", nestbox.MaxStdin)
+	}
+	if in.Body.Background && input != nil {
+		return nil, nestbox.Errorf(nestbox.CodeInvalid, "body.stdin: in the background standard input is true, and written with POST …/processes/{selector}/stdin")
+	}
 	if in.Body.Background {
 		return s.execBackground(ctx, caller, in.ID, spec)
 	}
@@ -124,7 +189,7 @@ func (s *server) exec(ctx context.Context, caller control.Caller, in *execInput)
 	}
 	stdout, stderr := s.answers.New(caller.TeamID), s.answers.New(caller.TeamID)
 	done := func() { _ = errors.Join(stdout.Close(), stderr.Close()) } // nobody reads them any more
-	res, err := s.control.Processes.Exec(ctx, caller, in.ID, spec, stdout, stderr)
+	res, err := s.control.Processes.Exec(ctx, caller, in.ID, spec, input, stdout, stderr)
 	if err != nil {
 		done()
 		return nil, err

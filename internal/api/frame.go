@@ -43,7 +43,7 @@ type (
 		ID       string `json:"id"`
 		ExitCode int    `json:"exit_code" doc:"Exit status, or 128 + the signal's number"`
 		Signal   string `json:"signal,omitempty"`
-		Reason   string `json:"reason" enum:"exited,signalled,killed,timeout,oom"`
+		Reason   string `json:"reason" enum:"exited,signalled,killed,timeout,idle_timeout,oom"`
 		Offset   int64  `json:"offset" doc:"Where the log stood"`
 	}
 	closedFrame struct {

@@ -43,7 +43,7 @@ type process struct {
 type exit struct {
 	Code   int    `json:"code" doc:"Exit status, or 128 + the signal's number"`
 	Signal string `json:"signal,omitempty" doc:"The signal that ended it"`
-	Reason string `json:"reason" enum:"exited,signalled,killed,timeout,oom"`
+	Reason string `json:"reason" enum:"exited,signalled,killed,timeout,idle_timeout,oom"`
 }
 
 type output struct {

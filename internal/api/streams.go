@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"io"
 	"net/http"
@@ -48,8 +49,22 @@ type execStreamStart struct {
 // execStreamMessage is any later message of exec/stream.
 type execStreamMessage struct {
 	Type string `json:"type" enum:"stop,stdin,alive" doc:"alive does nothing but show that the client lives while it takes nothing"`
-	Data []byte `json:"data,omitempty" doc:"For stdin"`
+	Data string `json:"data,omitempty" doc:"For stdin"`
 	EOF  bool   `json:"eof,omitempty" doc:"Close standard input after data"`
+
+	Encoding string `json:"encoding,omitempty" enum:"base64,utf-8" doc:"Of data; empty = base64"`
+}
+
+// input returns the bytes for standard input.
+func (m execStreamMessage) input() ([]byte, error) {
+	if m.Encoding == "utf-8" {
+		return []byte(m.Data), nil
+	}
+	data, err := base64.StdEncoding.DecodeString(m.Data)
+	if err != nil {
+		return nil, nestbox.Errorf(nestbox.CodeInvalid, "data is not valid base64; text needs \"encoding\":\"utf-8\"")
+	}
+	return data, nil
 }
 
 const frameDoc = "The server sends JSON messages: `start` {id, pid, tag}, `stdout`, `stderr` and `pty` (of a terminal) {data, offset, end}, `gap` {from, to} for " +
@@ -66,7 +81,7 @@ func (s *server) registerStreams() {
 		id: "streamExec", method: http.MethodGet, path: "/v1/capsules/{id}/exec/stream", tag: tag,
 		summary: "Run a command over a WebSocket",
 		about: "The first message is `{\"type\":\"start\",\"cmd\":…,\"args\":…}` with the fields of the exec request and `detach`. Later ones are " +
-			"`{\"type\":\"stop\"}`, which kills the process and everything it started, and `{\"type\":\"stdin\",\"data\":\"<base64>\",\"eof\":bool}`. " +
+			"`{\"type\":\"stop\"}`, which kills the process and everything it started, and `{\"type\":\"stdin\",\"data\":\"<base64>\",\"eof\":bool}`, with `\"encoding\":\"utf-8\"` for text. " +
 			"Leaving before the `exit` message kills it too, unless `detach` was true. The process waits for a slow client rather than lose output. " +
 			"There is no timeout unless `timeout_sec` is given.\n\n" + frameDoc,
 		status: http.StatusSwitchingProtocols, errors: upgrade,
@@ -222,6 +237,9 @@ func (k *socket) receiveStart() (execStreamStart, error) {
 	if err != nil {
 		return start, err
 	}
+	if start.Stdin.Data != nil {
+		return start, nestbox.Errorf(nestbox.CodeInvalid, "stdin is true here, and written with stdin messages")
+	}
 	return start, start.spec().Validate()
 }
 
@@ -236,7 +254,11 @@ func (k *socket) obey(run *control.Run) {
 	var writer sync.WaitGroup
 	writer.Go(func() {
 		for m := range stdin {
-			if err := run.WriteStdin(k.ctx, m.Data, m.EOF); err != nil && k.ctx.Err() == nil {
+			data, err := m.input()
+			if err == nil {
+				err = run.WriteStdin(k.ctx, data, m.EOF)
+			}
+			if err != nil && k.ctx.Err() == nil {
 				k.sendError(err)
 			}
 		}

@@ -14,14 +14,15 @@ import (
 
 func newAttach(a *app) *cobra.Command {
 	var since string
-	var noStdin, terminal bool
+	var noStdin, noEOF, terminal bool
 	cmd := &cobra.Command{
 		Use:   "attach <capsule> <process>",
 		Short: "Follow a process and write to its standard input",
 		Long: `Follow a process, named by its tag or PID, and exit as it does. Its output
 comes from the oldest byte that is kept (or from --since). If its standard input
 is open, it gets what is typed here; an end of input is passed on if there was
-any input. Ctrl-C detaches: the process goes on.
+any input, unless --no-eof says that there is more to come from others. Ctrl-C
+detaches: the process goes on.
 
 With -t this terminal goes in front of the process's, and shows the last of its output
 again (or what --since says). ` + detachDoc,
@@ -43,11 +44,12 @@ again (or what --since says). ` + detachDoc,
 				}
 				return a.attachTerminal(cmd.Context(), capsule, args[1], how, !noStdin)
 			}
-			return a.attach(cmd.Context(), capsule, args[1], how, !noStdin)
+			return a.attach(cmd.Context(), capsule, args[1], how, !noStdin, !noEOF)
 		},
 	}
 	cmd.Flags().StringVar(&since, "since", "start", "where to begin: start (the oldest byte kept), now, or a position in bytes")
 	cmd.Flags().BoolVarP(&terminal, "terminal", "t", false, "go in front of the process's terminal")
+	cmd.Flags().BoolVar(&noEOF, "no-eof", false, "leave the process's standard input open when ours ends")
 	cmd.Flags().BoolVar(&noStdin, "no-stdin", false, "do not pass on standard input")
 	return passesExitCode(cmd)
 }
@@ -58,7 +60,7 @@ const lastScreen = 64 << 10
 // errDetached is why an attach ended that Ctrl-C ended.
 var errDetached = errors.New("detached")
 
-func (a *app) attach(ctx context.Context, capsule *client.Capsule, sel string, how client.Attach, stdin bool) error {
+func (a *app) attach(ctx context.Context, capsule *client.Capsule, sel string, how client.Attach, stdin, passEOF bool) error {
 	proc, err := capsule.Processes.Get(ctx, sel)
 	if err != nil {
 		return err
@@ -86,7 +88,7 @@ func (a *app) attach(ctx context.Context, capsule *client.Capsule, sel string, h
 	}()
 	if stdin && proc.Stdin && proc.Running() {
 		// Not waited for: it may hang in a read of the terminal.
-		go a.forwardStdin(ctx, capsule.Processes, proc.ID)
+		go a.forwardStdin(ctx, capsule.Processes, proc.ID, passEOF)
 	}
 	exit, err := a.follow(ctx, stream)
 	detached := errors.Is(context.Cause(ctx), errDetached)
@@ -127,13 +129,13 @@ func (a *app) follow(ctx context.Context, stream *client.Stream) (*nestbox.Exit,
 }
 
 // forwardStdin passes on standard input until either side ends.
-func (a *app) forwardStdin(ctx context.Context, procs *client.Processes, id nestbox.ProcessID) {
+func (a *app) forwardStdin(ctx context.Context, procs *client.Processes, id nestbox.ProcessID, passEOF bool) {
 	buf := make([]byte, 64<<10)
 	any := false
 	for {
 		n, readErr := a.In.Read(buf)
 		any = any || n > 0
-		eof := errors.Is(readErr, io.EOF) && any
+		eof := errors.Is(readErr, io.EOF) && any && passEOF
 		if n > 0 || eof {
 			err := procs.WriteStdin(ctx, id.String(), buf[:n], eof)
 			if err != nil && ctx.Err() == nil && nestbox.CodeOf(err) != nestbox.CodeInvalidState {

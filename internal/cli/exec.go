@@ -23,7 +23,8 @@ type execFlags struct {
 	terminal       bool
 	tag, dir, user string
 	env, envFiles  []string
-	timeout        time.Duration
+	timeout, idle  time.Duration
+	merge          bool
 }
 
 func newExec(a *app) *cobra.Command {
@@ -55,6 +56,8 @@ other. ` + detachDoc,
 	fl.BoolVarP(&f.terminal, "terminal", "t", false, "run it in a terminal; with -i: this one in front of it")
 	f.addTo(fl)
 	fl.DurationVar(&f.timeout, "timeout", 0, "kill it and everything it started after so long (default never)")
+	fl.DurationVar(&f.idle, "idle-timeout", 0, "kill it and everything it started after so long without output (default never)")
+	fl.BoolVar(&f.merge, "merge", false, "have its standard error be its standard output, so that what it writes to both keeps its order")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		args, err := commandArgs(cmd, args)
 		if err != nil {
@@ -113,7 +116,7 @@ func (f *execFlags) addTo(fl *pflag.FlagSet) {
 func (f execFlags) spec(lookup func(string) (string, bool), command []string) (nestbox.ProcessSpec, error) {
 	spec := nestbox.ProcessSpec{
 		Cmd: command[0], Args: command[1:], Cwd: f.dir, User: f.user, Tag: f.tag,
-		Stdin: f.stdin, Timeout: f.timeout, Env: map[string]string{},
+		Stdin: f.stdin, Timeout: f.timeout, IdleTimeout: f.idle, Merge: f.merge, Env: map[string]string{},
 	}
 	var vars []string
 	for _, name := range f.envFiles {
@@ -193,7 +196,7 @@ func (a *app) execAttached(ctx context.Context, capsule *client.Capsule, spec ne
 	defer cancel()
 	cmd := capsule.CommandContext(ctx, spec.Cmd, spec.Args...)
 	cmd.Env, cmd.Dir, cmd.User, cmd.Tag, cmd.Timeout = spec.Env, spec.Cwd, spec.User, spec.Tag, spec.Timeout
-	cmd.Terminal = spec.Terminal
+	cmd.Terminal, cmd.IdleTimeout, cmd.Merge = spec.Terminal, spec.IdleTimeout, spec.Merge
 	cmd.Stdout, cmd.Stderr = a.Out, a.Err
 	var captured execJSON
 	if a.json {
@@ -279,7 +282,7 @@ func passOn(err error) error {
 		return &exitCode{code: exitPipe} // as with "| head": nothing to complain of
 	case !errors.As(err, &exit):
 		return own(err)
-	case err == error(exit) && exit.Reason != nestbox.ReasonTimeout && exit.Reason != nestbox.ReasonOOM:
+	case err == error(exit) && exit.Reason != nestbox.ReasonTimeout && exit.Reason != nestbox.ReasonIdle && exit.Reason != nestbox.ReasonOOM:
 		return &exitCode{code: exit.Code}
 	}
 	return &exitCode{code: exit.Code, err: err}

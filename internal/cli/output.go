@@ -178,7 +178,7 @@ func ending(e nestbox.Exit) string {
 		s = "ended by " + e.Signal
 	}
 	switch e.Reason {
-	case nestbox.ReasonTimeout, nestbox.ReasonOOM, nestbox.ReasonKilled:
+	case nestbox.ReasonTimeout, nestbox.ReasonIdle, nestbox.ReasonOOM, nestbox.ReasonKilled:
 		s += " (" + string(e.Reason) + ")"
 	}
 	return s

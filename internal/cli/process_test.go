@@ -347,3 +347,34 @@ func TestSeveralNames(t *testing.T) {
 	require.Contains(t, s.fails(1, "kill", id), "which process?")
 	require.Contains(t, s.fails(1, "ps", id, "x"), "one argument too many")
 }
+
+func TestSend(t *testing.T) {
+	t.Parallel()
+	s := newShell(t)
+	id := s.capsule()
+	s.ok("exec", "-d", "-i", "--tag", "cat", id, "--", "cat")
+	follow := s.start(nil, "logs", "-f", id, "cat")
+	s.ok("send", id, "cat", "two", "words")
+	follow.sees("two words\n")
+	s.ok("send", "-n", id, "cat", "no newline")
+	follow.sees("no newline")
+	require.Empty(t, s.start(strings.NewReader("from a pipe"), "send", id, "cat").wait(0).out.String())
+	attached := s.start(strings.NewReader(" and attached"), "attach", "--no-eof", id, "cat")
+	attached.sees(" and attached")
+	s.start(strings.NewReader(""), "send", "--eof", id, "cat").wait(0)
+	attached.wait(0)
+	follow.wait(0)
+	require.Equal(t, "two words\nno newlinefrom a pipe and attached", follow.out.String())
+	require.Contains(t, s.fails(1, "send", id, "cat", "late"), "no open standard input")
+	require.Contains(t, s.fails(1, "send", id), "which process?")
+}
+
+func TestMergeAndIdle(t *testing.T) {
+	t.Parallel()
+	s := newShell(t)
+	id := s.capsule()
+	r := s.start(nil, "exec", "--merge", id, "--", "sh", "-c", "echo 1; echo 2 >&2; echo 3").wait(0)
+	require.Equal(t, "1\n2\n3\n", r.out.String())
+	r = s.start(nil, "exec", "--idle-timeout", "1s", id, "--", "sh", "-c", "echo up; sleep 1000").wait(137)
+	require.Contains(t, r.err.String(), "wrote nothing for too long")
+}

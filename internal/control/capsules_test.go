@@ -224,7 +224,7 @@ func TestForeignTeam(t *testing.T) {
 		"ping":    func(by Caller, id string) error { return w.Capsules.Ping(t.Context(), by, id) },
 		"guest":   func(by Caller, id string) error { _, err := w.Capsules.Guest(t.Context(), by, id); return err },
 		"exec": func(by Caller, id string) error {
-			_, err := w.Processes.Exec(t.Context(), by, id, nestbox.ProcessSpec{Cmd: "true"}, io.Discard, io.Discard)
+			_, err := w.Processes.Exec(t.Context(), by, id, nestbox.ProcessSpec{Cmd: "true"}, nil, io.Discard, io.Discard)
 			return err
 		},
 		"sign": func(by Caller, id string) error {

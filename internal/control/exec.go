@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"sync"
 	"time"
 
 	"github.com/nestbox/nestbox"
@@ -28,8 +29,8 @@ type ExecResult struct {
 // and stderr up to the leader's exit, and returns how it ended. Descendants that hold the output open are not
 // waited for. Output over MaxExecOutput is read, so that the process does not
 // stall, and dropped. If ctx ends, the process goes on: CodeCanceled, or
-// CodeTimeout.
-func (p *Processes) Exec(ctx context.Context, by Caller, id string, spec nestbox.ProcessSpec, stdout, stderr io.Writer) (ExecResult, error) {
+// CodeTimeout. With spec.Stdin, input is its whole standard input.
+func (p *Processes) Exec(ctx context.Context, by Caller, id string, spec nestbox.ProcessSpec, input []byte, stdout, stderr io.Writer) (ExecResult, error) {
 	procs, err := p.of(ctx, by, id)
 	if err != nil {
 		return ExecResult{}, err
@@ -46,7 +47,17 @@ func (p *Processes) Exec(ctx context.Context, by Caller, id string, spec nestbox
 		return ExecResult{}, err
 	}
 	c := collector{processes: procs, reader: reader, room: MaxExecOutput, stdout: stdout, stderr: stderr, result: ExecResult{Process: proc}}
+	feeding, stopFeeding := context.WithCancel(ctx)
+	var feeder sync.WaitGroup
+	if input != nil {
+		feeder.Go(func() {
+			// What is not read is of no interest: the program has its reasons.
+			_ = procs.WriteStdin(feeding, nestbox.Selector{ID: proc.ID}, input, true)
+		})
+	}
 	err = c.run(ctx)
+	stopFeeding()
+	feeder.Wait()
 	c.result.Duration = p.cfg.Now().Sub(begun)
 	if err != nil {
 		return ExecResult{}, err

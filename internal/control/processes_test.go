@@ -50,7 +50,7 @@ type executed struct {
 
 func execute(ctx context.Context, w *world, id string, spec nestbox.ProcessSpec) (executed, error) {
 	var stdout, stderr bytes.Buffer
-	res, err := w.Processes.Exec(ctx, w.me, id, spec, &stdout, &stderr)
+	res, err := w.Processes.Exec(ctx, w.me, id, spec, nil, &stdout, &stderr)
 	return executed{res, stdout.Bytes(), stderr.Bytes()}, err
 }
 
@@ -156,7 +156,7 @@ func TestExecAsksTheRecord(t *testing.T) {
 func TestExecWithoutRoom(t *testing.T) {
 	t.Parallel()
 	w, _, id := newExecWorld(t, script("some", "more"))
-	r, err := w.Processes.Exec(t.Context(), w.me, id, nestbox.ProcessSpec{Cmd: "x"}, full{}, full{})
+	r, err := w.Processes.Exec(t.Context(), w.me, id, nestbox.ProcessSpec{Cmd: "x"}, nil, full{}, full{})
 	require.NoError(t, err)
 	require.True(t, r.Truncated)
 	require.Equal(t, 3, r.Process.Exit.Code)

@@ -60,6 +60,10 @@ const (
 	FeatureReadFrom Feature = "read-from"
 	// FeatureWriteOptions: Files.Write knows all of WriteOptions, and Mode and User of files that exist.
 	FeatureWriteOptions Feature = "write-options"
+	// FeatureMerge: standard output and error of a process can be one stream.
+	FeatureMerge Feature = "merge"
+	// FeatureIdleTimeout: a process can be killed for its silence.
+	FeatureIdleTimeout Feature = "idle-timeout"
 	// FeaturePutFile: Files.Write of little is one message on the wire.
 	FeaturePutFile Feature = "put-file"
 )
@@ -68,7 +72,7 @@ const (
 func Features() []Feature {
 	return []Feature{
 		FeatureProcessID, FeatureKillBiggest, FeatureTerminal, FeatureWatch, FeatureArchive, FeatureReadFrom, FeatureWriteOptions,
-		FeaturePutFile,
+		FeaturePutFile, FeatureMerge, FeatureIdleTimeout,
 	}
 }
 

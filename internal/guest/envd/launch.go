@@ -242,9 +242,9 @@ type output struct {
 }
 
 // openStdio makes the pipes of a process whose input is devNull if withStdin is
-// not. They are owner's, who could not open /dev/stdout otherwise; nil = ours. The
+// not, and whose two outputs are one if merge is. They are owner's, who could not open /dev/stdout otherwise; nil = ours. The
 // caller closes both ends.
-func openStdio(withStdin bool, devNull int, owner *syscall.Credential) (s *stdio, err error) {
+func openStdio(withStdin, merge bool, devNull int, owner *syscall.Credential) (s *stdio, err error) {
 	s = &stdio{theirs: [3]int{-1, -1, -1}, files: []uintptr{uintptr(devNull), 0, 0}}
 	defer func() {
 		if err != nil {
@@ -262,6 +262,10 @@ func openStdio(withStdin bool, devNull int, owner *syscall.Credential) (s *stdio
 		s.theirs[0], s.stdin = p[0], pollable(p[1], "stdin")
 	}
 	for _, stream := range []int{outputlog.Stdout, outputlog.Stderr} {
+		if merge && stream == outputlog.Stderr {
+			s.files[1+stream] = s.files[1+outputlog.Stdout]
+			break
+		}
 		if err = unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
 			return nil, resourceError("make a pipe", err)
 		}

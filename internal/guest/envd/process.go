@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -36,6 +37,7 @@ type process struct {
 	child   *child
 	group   *treeGroup
 	timer   *time.Timer // nil without a timeout
+	idle    *idleTimer  // nil without a limit of silence
 
 	done chan struct{} // closed when the exit is recorded
 
@@ -159,6 +161,7 @@ func (p *process) pump(o output, after func()) {
 		if err != nil || readErr != nil || n == 0 {
 			return
 		}
+		p.idle.hear()
 		after()
 	}
 }
@@ -170,8 +173,49 @@ func (p *process) shutDown() {
 		_ = o.file.Close()
 	}
 	p.stdin.close()
+	p.stopTimers()
+}
+
+func (p *process) stopTimers() {
 	if p.timer != nil {
 		p.timer.Stop()
+	}
+	p.idle.stop()
+}
+
+// idleTimer calls a function once nothing was heard for a while. A nil one never does.
+type idleTimer struct {
+	limit time.Duration
+	heard atomic.Int64 // after begun, in nanoseconds
+	begun time.Time
+	timer *time.Timer
+}
+
+func newIdleTimer(limit time.Duration, quiet func()) *idleTimer {
+	i := &idleTimer{limit: limit, begun: time.Now()}
+	armed := make(chan struct{})
+	i.timer = time.AfterFunc(limit, func() {
+		<-armed
+		if left := limit - (time.Since(i.begun) - time.Duration(i.heard.Load())); left > 0 {
+			i.timer.Reset(left)
+			return
+		}
+		quiet()
+	})
+	close(armed)
+	return i
+}
+
+// hear begins the time anew. It costs next to nothing: output may come in bytes.
+func (i *idleTimer) hear() {
+	if i != nil {
+		i.heard.Store(int64(time.Since(i.begun)))
+	}
+}
+
+func (i *idleTimer) stop() {
+	if i != nil {
+		i.timer.Stop()
 	}
 }
 

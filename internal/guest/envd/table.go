@@ -176,7 +176,10 @@ func (t *table) exec(p *process, spec nestbox.ProcessSpec) error {
 	}
 	p.pid, p.cwd = p.child.pid, plan.cwd
 	if spec.Timeout > 0 {
-		p.timer = time.AfterFunc(spec.Timeout, func() { t.group.run(func() { t.expire(p) }) })
+		p.timer = time.AfterFunc(spec.Timeout, func() { t.group.run(func() { t.expire(p, nestbox.ReasonTimeout) }) })
+	}
+	if spec.IdleTimeout > 0 {
+		p.idle = newIdleTimer(spec.IdleTimeout, func() { t.group.run(func() { t.expire(p, nestbox.ReasonIdle) }) })
 	}
 	t.add(p)
 	close(p.started)
@@ -192,7 +195,7 @@ func (t *table) exec(p *process, spec nestbox.ProcessSpec) error {
 
 // streamsOf returns how many streams a process has.
 func streamsOf(spec nestbox.ProcessSpec) int {
-	if spec.Terminal != nil {
+	if spec.Terminal != nil || spec.Merge {
 		return 1
 	}
 	return 2
@@ -202,7 +205,7 @@ func (t *table) openStreams(spec nestbox.ProcessSpec, owner *syscall.Credential)
 	if spec.Terminal != nil {
 		return openTerminal(*spec.Terminal, owner)
 	}
-	return openStdio(spec.Stdin, t.devNull, owner)
+	return openStdio(spec.Stdin, spec.Merge, t.devNull, owner)
 }
 
 // reserveTag makes sure that no live or starting process has the tag, or
@@ -254,9 +257,7 @@ func (t *table) follow(p *process, o output) {
 // finish records the leader's end.
 func (t *table) finish(p *process, status unix.WaitStatus, at time.Time) {
 	<-p.started
-	if p.timer != nil {
-		p.timer.Stop()
-	}
+	p.stopTimers()
 	p.recordExit(status, at)
 	if output, _ := p.log.State(); output.Closed {
 		p.stdin.close()
@@ -267,13 +268,13 @@ func (t *table) finish(p *process, status unix.WaitStatus, at time.Time) {
 	t.slog.Debug("process ended", "pid", p.pid, "tag", p.tag, "status", uint32(status))
 }
 
-// expire is the end of a process's time.
-func (t *table) expire(p *process) {
+// expire is the end of a process's time, or of our patience with its silence.
+func (t *table) expire(p *process, reason nestbox.ExitReason) {
 	<-p.started
 	if p.ended() {
 		return
 	}
-	p.intend(nestbox.ReasonTimeout)
+	p.intend(reason)
 	if err := t.killTree(t.ctx, p, guest.Kill{Signal: unix.SIGKILL}); err != nil {
 		t.slog.Warn("process tree outlives its timeout", "pid", p.pid, "tag", p.tag, "error", err)
 	}

@@ -180,6 +180,7 @@ var exitReasons = map[nestbox.ExitReason]bool{
 	nestbox.ReasonSignalled: true,
 	nestbox.ReasonKilled:    true,
 	nestbox.ReasonTimeout:   true,
+	nestbox.ReasonIdle:      true,
 	nestbox.ReasonOOM:       true,
 }
 

@@ -22,8 +22,13 @@ func (p processes) Start(ctx context.Context, spec nestbox.ProcessSpec, attach *
 	if err := checkText(spec); err != nil {
 		return nestbox.Process{}, nil, err
 	}
-	if spec.Terminal != nil {
-		if err := p.client.need(ctx, guest.FeatureTerminal); err != nil {
+	for feature, asked := range map[guest.Feature]bool{
+		guest.FeatureTerminal: spec.Terminal != nil, guest.FeatureMerge: spec.Merge, guest.FeatureIdleTimeout: spec.IdleTimeout > 0,
+	} {
+		if !asked {
+			continue
+		}
+		if err := p.client.need(ctx, feature); err != nil {
 			return nestbox.Process{}, nil, err
 		}
 	}

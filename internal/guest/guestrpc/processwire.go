@@ -22,9 +22,13 @@ func specToWire(s nestbox.ProcessSpec) *guestv1.ProcessSpec {
 		User:  s.User,
 		Tag:   s.Tag,
 		Stdin: s.Stdin,
+		Merge: s.Merge,
 	}
 	if s.Timeout != 0 {
 		out.Timeout = durationpb.New(s.Timeout)
+	}
+	if s.IdleTimeout != 0 {
+		out.IdleTimeout = durationpb.New(s.IdleTimeout)
 	}
 	out.Terminal = terminalToWire(s.Terminal)
 	return out
@@ -74,7 +78,10 @@ func specFromWire(s *guestv1.ProcessSpec) nestbox.ProcessSpec {
 		User:    s.GetUser(),
 		Tag:     s.GetTag(),
 		Stdin:   s.GetStdin(),
+		Merge:   s.GetMerge(),
 		Timeout: s.GetTimeout().AsDuration(),
+
+		IdleTimeout: s.GetIdleTimeout().AsDuration(),
 
 		Terminal: terminalFromWire(s.GetTerminal()),
 	}

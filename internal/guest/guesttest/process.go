@@ -80,6 +80,8 @@ func RunProcesses(t *testing.T, newGuest func(t *testing.T) guest.Guest) {
 		"KillBiggest":      testKillBiggest,
 		"Timeout":          testTimeout,
 		"TimeoutNotUsed":   testTimeoutNotUsed,
+		"IdleTimeout":      testIdleTimeout,
+		"Merge":            testMerge,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

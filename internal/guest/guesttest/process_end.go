@@ -367,6 +367,40 @@ func testTimeout(t *testing.T, g guest.Processes) {
 	require.Equal(t, nestbox.ReasonTimeout, ended.Exit.Reason)
 }
 
+// testIdleTimeout: output keeps a process alive, its silence does not.
+func testIdleTimeout(t *testing.T, g guest.Processes) {
+	spec := shell("for i in 1 2 3 4 5 6; do sleep 0.5; echo $i; done; setsid sleep 1000; echo never")
+	spec.IdleTimeout = 2 * time.Second
+	began := time.Now()
+	p, r := startAttached(t, g, spec, &guest.Attach{})
+	tr := &transcript{}
+	tr.readAll(t, r)
+	require.GreaterOrEqual(t, time.Since(began), 5*time.Second)
+	require.Equal(t, "1\n2\n3\n4\n5\n6\n", string(tr.stdout))
+	require.Equal(t, nestbox.ReasonIdle, tr.exit.Reason)
+	ended, err := g.Get(waiting(t), exact(p))
+	require.NoError(t, err)
+	require.Equal(t, nestbox.ReasonIdle, ended.Exit.Reason)
+}
+
+// testMerge: what is written to two streams keeps its order if they are one.
+func testMerge(t *testing.T, g guest.Processes) {
+	spec := shell("i=0; while [ $i -lt 2000 ]; do echo $i; i=$((i+1)); echo $i >&2; i=$((i+1)); done; echo closed >&2")
+	spec.Merge = true
+	_, r := startAttached(t, g, spec, &guest.Attach{})
+	tr := &transcript{}
+	tr.readAll(t, r)
+	var want strings.Builder
+	for i := range 2000 {
+		fmt.Fprintln(&want, i)
+	}
+	require.Equal(t, want.String()+"closed\n", string(tr.stdout))
+	require.Empty(t, tr.stderr)
+	spec.Terminal = &nestbox.Terminal{}
+	_, _, err := g.Start(waiting(t), spec, nil)
+	requireError(t, nestbox.CodeInvalid, err)
+}
+
 func testTimeoutNotUsed(t *testing.T, g guest.Processes) {
 	spec := shell("exit 2")
 	spec.Timeout = time.Hour

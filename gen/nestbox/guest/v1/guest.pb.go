@@ -184,7 +184,9 @@ type ProcessSpec struct {
 	Tag           string                 `protobuf:"bytes,6,opt,name=tag,proto3" json:"tag,omitempty"`
 	Stdin         bool                   `protobuf:"varint,7,opt,name=stdin,proto3" json:"stdin,omitempty"`
 	Timeout       *durationpb.Duration   `protobuf:"bytes,8,opt,name=timeout,proto3" json:"timeout,omitempty"`
-	Terminal      *Terminal              `protobuf:"bytes,9,opt,name=terminal,proto3" json:"terminal,omitempty"` // needs the feature terminal; absent = pipes
+	Terminal      *Terminal              `protobuf:"bytes,9,opt,name=terminal,proto3" json:"terminal,omitempty"`                           // needs the feature terminal; absent = pipes
+	Merge         bool                   `protobuf:"varint,10,opt,name=merge,proto3" json:"merge,omitempty"`                               // needs the feature merge
+	IdleTimeout   *durationpb.Duration   `protobuf:"bytes,11,opt,name=idle_timeout,json=idleTimeout,proto3" json:"idle_timeout,omitempty"` // needs the feature idle-timeout
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -278,6 +280,20 @@ func (x *ProcessSpec) GetTimeout() *durationpb.Duration {
 func (x *ProcessSpec) GetTerminal() *Terminal {
 	if x != nil {
 		return x.Terminal
+	}
+	return nil
+}
+
+func (x *ProcessSpec) GetMerge() bool {
+	if x != nil {
+		return x.Merge
+	}
+	return false
+}
+
+func (x *ProcessSpec) GetIdleTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.IdleTimeout
 	}
 	return nil
 }
@@ -3689,7 +3705,7 @@ const file_nestbox_guest_v1_guest_proto_rawDesc = "" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x129\n" +
 	"\n" +
 	"started_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x12\x1a\n" +
-	"\bfeatures\x18\x03 \x03(\tR\bfeatures\"\xe0\x02\n" +
+	"\bfeatures\x18\x03 \x03(\tR\bfeatures\"\xb4\x03\n" +
 	"\vProcessSpec\x12\x10\n" +
 	"\x03cmd\x18\x01 \x01(\tR\x03cmd\x12\x12\n" +
 	"\x04args\x18\x02 \x03(\tR\x04args\x128\n" +
@@ -3699,7 +3715,10 @@ const file_nestbox_guest_v1_guest_proto_rawDesc = "" +
 	"\x03tag\x18\x06 \x01(\tR\x03tag\x12\x14\n" +
 	"\x05stdin\x18\a \x01(\bR\x05stdin\x123\n" +
 	"\atimeout\x18\b \x01(\v2\x19.google.protobuf.DurationR\atimeout\x126\n" +
-	"\bterminal\x18\t \x01(\v2\x1a.nestbox.guest.v1.TerminalR\bterminal\x1a6\n" +
+	"\bterminal\x18\t \x01(\v2\x1a.nestbox.guest.v1.TerminalR\bterminal\x12\x14\n" +
+	"\x05merge\x18\n" +
+	" \x01(\bR\x05merge\x12<\n" +
+	"\fidle_timeout\x18\v \x01(\v2\x19.google.protobuf.DurationR\vidleTimeout\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"F\n" +
@@ -4025,97 +4044,98 @@ var file_nestbox_guest_v1_guest_proto_depIdxs = []int32{
 	56, // 1: nestbox.guest.v1.ProcessSpec.env:type_name -> nestbox.guest.v1.ProcessSpec.EnvEntry
 	63, // 2: nestbox.guest.v1.ProcessSpec.timeout:type_name -> google.protobuf.Duration
 	4,  // 3: nestbox.guest.v1.ProcessSpec.terminal:type_name -> nestbox.guest.v1.Terminal
-	62, // 4: nestbox.guest.v1.Process.started_at:type_name -> google.protobuf.Timestamp
-	7,  // 5: nestbox.guest.v1.Process.exit:type_name -> nestbox.guest.v1.Exit
-	6,  // 6: nestbox.guest.v1.Process.output:type_name -> nestbox.guest.v1.OutputState
-	4,  // 7: nestbox.guest.v1.Process.terminal:type_name -> nestbox.guest.v1.Terminal
-	62, // 8: nestbox.guest.v1.Exit.at:type_name -> google.protobuf.Timestamp
-	57, // 9: nestbox.guest.v1.OutputEvent.data:type_name -> nestbox.guest.v1.OutputEvent.Data
-	58, // 10: nestbox.guest.v1.OutputEvent.gap:type_name -> nestbox.guest.v1.OutputEvent.Gap
-	59, // 11: nestbox.guest.v1.OutputEvent.exit:type_name -> nestbox.guest.v1.OutputEvent.ExitEvent
-	60, // 12: nestbox.guest.v1.OutputEvent.closed:type_name -> nestbox.guest.v1.OutputEvent.Closed
-	61, // 13: nestbox.guest.v1.OutputEvent.alive:type_name -> nestbox.guest.v1.OutputEvent.Alive
-	3,  // 14: nestbox.guest.v1.StartRequest.spec:type_name -> nestbox.guest.v1.ProcessSpec
-	9,  // 15: nestbox.guest.v1.StartRequest.attach:type_name -> nestbox.guest.v1.AttachOptions
-	5,  // 16: nestbox.guest.v1.StartResponse.started:type_name -> nestbox.guest.v1.Process
-	10, // 17: nestbox.guest.v1.StartResponse.event:type_name -> nestbox.guest.v1.OutputEvent
-	5,  // 18: nestbox.guest.v1.ListResponse.processes:type_name -> nestbox.guest.v1.Process
-	8,  // 19: nestbox.guest.v1.GetRequest.selector:type_name -> nestbox.guest.v1.Selector
-	5,  // 20: nestbox.guest.v1.GetResponse.process:type_name -> nestbox.guest.v1.Process
-	8,  // 21: nestbox.guest.v1.WaitRequest.selector:type_name -> nestbox.guest.v1.Selector
-	5,  // 22: nestbox.guest.v1.WaitResponse.process:type_name -> nestbox.guest.v1.Process
-	8,  // 23: nestbox.guest.v1.AttachRequest.selector:type_name -> nestbox.guest.v1.Selector
-	9,  // 24: nestbox.guest.v1.AttachRequest.attach:type_name -> nestbox.guest.v1.AttachOptions
-	10, // 25: nestbox.guest.v1.AttachResponse.event:type_name -> nestbox.guest.v1.OutputEvent
-	8,  // 26: nestbox.guest.v1.WriteStdinRequest.selector:type_name -> nestbox.guest.v1.Selector
-	8,  // 27: nestbox.guest.v1.ResizeRequest.selector:type_name -> nestbox.guest.v1.Selector
-	8,  // 28: nestbox.guest.v1.SignalRequest.selector:type_name -> nestbox.guest.v1.Selector
-	8,  // 29: nestbox.guest.v1.KillRequest.selector:type_name -> nestbox.guest.v1.Selector
-	63, // 30: nestbox.guest.v1.KillRequest.grace:type_name -> google.protobuf.Duration
-	5,  // 31: nestbox.guest.v1.KillResponse.process:type_name -> nestbox.guest.v1.Process
-	5,  // 32: nestbox.guest.v1.KillBiggestResponse.process:type_name -> nestbox.guest.v1.Process
-	62, // 33: nestbox.guest.v1.FileInfo.modified_at:type_name -> google.protobuf.Timestamp
-	31, // 34: nestbox.guest.v1.ReadFileResponse.info:type_name -> nestbox.guest.v1.FileInfo
-	35, // 35: nestbox.guest.v1.WriteFileRequest.header:type_name -> nestbox.guest.v1.WriteFileHeader
-	62, // 36: nestbox.guest.v1.WriteFileHeader.modified_at:type_name -> google.protobuf.Timestamp
-	31, // 37: nestbox.guest.v1.WriteFileResponse.info:type_name -> nestbox.guest.v1.FileInfo
-	35, // 38: nestbox.guest.v1.PutFileRequest.header:type_name -> nestbox.guest.v1.WriteFileHeader
-	31, // 39: nestbox.guest.v1.PutFileResponse.info:type_name -> nestbox.guest.v1.FileInfo
-	31, // 40: nestbox.guest.v1.StatFileResponse.info:type_name -> nestbox.guest.v1.FileInfo
-	31, // 41: nestbox.guest.v1.ListFilesResponse.entries:type_name -> nestbox.guest.v1.FileInfo
-	31, // 42: nestbox.guest.v1.MkdirResponse.info:type_name -> nestbox.guest.v1.FileInfo
-	49, // 43: nestbox.guest.v1.PackFilesResponse.result:type_name -> nestbox.guest.v1.PackResult
-	51, // 44: nestbox.guest.v1.UnpackFilesRequest.header:type_name -> nestbox.guest.v1.UnpackFilesHeader
-	55, // 45: nestbox.guest.v1.WatchFilesResponse.events:type_name -> nestbox.guest.v1.FileEvent
-	0,  // 46: nestbox.guest.v1.OutputEvent.Data.stream:type_name -> nestbox.guest.v1.Stream
-	7,  // 47: nestbox.guest.v1.OutputEvent.ExitEvent.exit:type_name -> nestbox.guest.v1.Exit
-	1,  // 48: nestbox.guest.v1.GuestService.Ping:input_type -> nestbox.guest.v1.PingRequest
-	11, // 49: nestbox.guest.v1.GuestService.Start:input_type -> nestbox.guest.v1.StartRequest
-	13, // 50: nestbox.guest.v1.GuestService.List:input_type -> nestbox.guest.v1.ListRequest
-	15, // 51: nestbox.guest.v1.GuestService.Get:input_type -> nestbox.guest.v1.GetRequest
-	17, // 52: nestbox.guest.v1.GuestService.Wait:input_type -> nestbox.guest.v1.WaitRequest
-	19, // 53: nestbox.guest.v1.GuestService.Attach:input_type -> nestbox.guest.v1.AttachRequest
-	21, // 54: nestbox.guest.v1.GuestService.WriteStdin:input_type -> nestbox.guest.v1.WriteStdinRequest
-	23, // 55: nestbox.guest.v1.GuestService.Resize:input_type -> nestbox.guest.v1.ResizeRequest
-	25, // 56: nestbox.guest.v1.GuestService.Signal:input_type -> nestbox.guest.v1.SignalRequest
-	27, // 57: nestbox.guest.v1.GuestService.Kill:input_type -> nestbox.guest.v1.KillRequest
-	29, // 58: nestbox.guest.v1.GuestService.KillBiggest:input_type -> nestbox.guest.v1.KillBiggestRequest
-	32, // 59: nestbox.guest.v1.GuestService.ReadFile:input_type -> nestbox.guest.v1.ReadFileRequest
-	34, // 60: nestbox.guest.v1.GuestService.WriteFile:input_type -> nestbox.guest.v1.WriteFileRequest
-	37, // 61: nestbox.guest.v1.GuestService.PutFile:input_type -> nestbox.guest.v1.PutFileRequest
-	39, // 62: nestbox.guest.v1.GuestService.StatFile:input_type -> nestbox.guest.v1.StatFileRequest
-	41, // 63: nestbox.guest.v1.GuestService.ListFiles:input_type -> nestbox.guest.v1.ListFilesRequest
-	43, // 64: nestbox.guest.v1.GuestService.Mkdir:input_type -> nestbox.guest.v1.MkdirRequest
-	45, // 65: nestbox.guest.v1.GuestService.RemoveFile:input_type -> nestbox.guest.v1.RemoveFileRequest
-	47, // 66: nestbox.guest.v1.GuestService.PackFiles:input_type -> nestbox.guest.v1.PackFilesRequest
-	50, // 67: nestbox.guest.v1.GuestService.UnpackFiles:input_type -> nestbox.guest.v1.UnpackFilesRequest
-	53, // 68: nestbox.guest.v1.GuestService.WatchFiles:input_type -> nestbox.guest.v1.WatchFilesRequest
-	2,  // 69: nestbox.guest.v1.GuestService.Ping:output_type -> nestbox.guest.v1.PingResponse
-	12, // 70: nestbox.guest.v1.GuestService.Start:output_type -> nestbox.guest.v1.StartResponse
-	14, // 71: nestbox.guest.v1.GuestService.List:output_type -> nestbox.guest.v1.ListResponse
-	16, // 72: nestbox.guest.v1.GuestService.Get:output_type -> nestbox.guest.v1.GetResponse
-	18, // 73: nestbox.guest.v1.GuestService.Wait:output_type -> nestbox.guest.v1.WaitResponse
-	20, // 74: nestbox.guest.v1.GuestService.Attach:output_type -> nestbox.guest.v1.AttachResponse
-	22, // 75: nestbox.guest.v1.GuestService.WriteStdin:output_type -> nestbox.guest.v1.WriteStdinResponse
-	24, // 76: nestbox.guest.v1.GuestService.Resize:output_type -> nestbox.guest.v1.ResizeResponse
-	26, // 77: nestbox.guest.v1.GuestService.Signal:output_type -> nestbox.guest.v1.SignalResponse
-	28, // 78: nestbox.guest.v1.GuestService.Kill:output_type -> nestbox.guest.v1.KillResponse
-	30, // 79: nestbox.guest.v1.GuestService.KillBiggest:output_type -> nestbox.guest.v1.KillBiggestResponse
-	33, // 80: nestbox.guest.v1.GuestService.ReadFile:output_type -> nestbox.guest.v1.ReadFileResponse
-	36, // 81: nestbox.guest.v1.GuestService.WriteFile:output_type -> nestbox.guest.v1.WriteFileResponse
-	38, // 82: nestbox.guest.v1.GuestService.PutFile:output_type -> nestbox.guest.v1.PutFileResponse
-	40, // 83: nestbox.guest.v1.GuestService.StatFile:output_type -> nestbox.guest.v1.StatFileResponse
-	42, // 84: nestbox.guest.v1.GuestService.ListFiles:output_type -> nestbox.guest.v1.ListFilesResponse
-	44, // 85: nestbox.guest.v1.GuestService.Mkdir:output_type -> nestbox.guest.v1.MkdirResponse
-	46, // 86: nestbox.guest.v1.GuestService.RemoveFile:output_type -> nestbox.guest.v1.RemoveFileResponse
-	48, // 87: nestbox.guest.v1.GuestService.PackFiles:output_type -> nestbox.guest.v1.PackFilesResponse
-	52, // 88: nestbox.guest.v1.GuestService.UnpackFiles:output_type -> nestbox.guest.v1.UnpackFilesResponse
-	54, // 89: nestbox.guest.v1.GuestService.WatchFiles:output_type -> nestbox.guest.v1.WatchFilesResponse
-	69, // [69:90] is the sub-list for method output_type
-	48, // [48:69] is the sub-list for method input_type
-	48, // [48:48] is the sub-list for extension type_name
-	48, // [48:48] is the sub-list for extension extendee
-	0,  // [0:48] is the sub-list for field type_name
+	63, // 4: nestbox.guest.v1.ProcessSpec.idle_timeout:type_name -> google.protobuf.Duration
+	62, // 5: nestbox.guest.v1.Process.started_at:type_name -> google.protobuf.Timestamp
+	7,  // 6: nestbox.guest.v1.Process.exit:type_name -> nestbox.guest.v1.Exit
+	6,  // 7: nestbox.guest.v1.Process.output:type_name -> nestbox.guest.v1.OutputState
+	4,  // 8: nestbox.guest.v1.Process.terminal:type_name -> nestbox.guest.v1.Terminal
+	62, // 9: nestbox.guest.v1.Exit.at:type_name -> google.protobuf.Timestamp
+	57, // 10: nestbox.guest.v1.OutputEvent.data:type_name -> nestbox.guest.v1.OutputEvent.Data
+	58, // 11: nestbox.guest.v1.OutputEvent.gap:type_name -> nestbox.guest.v1.OutputEvent.Gap
+	59, // 12: nestbox.guest.v1.OutputEvent.exit:type_name -> nestbox.guest.v1.OutputEvent.ExitEvent
+	60, // 13: nestbox.guest.v1.OutputEvent.closed:type_name -> nestbox.guest.v1.OutputEvent.Closed
+	61, // 14: nestbox.guest.v1.OutputEvent.alive:type_name -> nestbox.guest.v1.OutputEvent.Alive
+	3,  // 15: nestbox.guest.v1.StartRequest.spec:type_name -> nestbox.guest.v1.ProcessSpec
+	9,  // 16: nestbox.guest.v1.StartRequest.attach:type_name -> nestbox.guest.v1.AttachOptions
+	5,  // 17: nestbox.guest.v1.StartResponse.started:type_name -> nestbox.guest.v1.Process
+	10, // 18: nestbox.guest.v1.StartResponse.event:type_name -> nestbox.guest.v1.OutputEvent
+	5,  // 19: nestbox.guest.v1.ListResponse.processes:type_name -> nestbox.guest.v1.Process
+	8,  // 20: nestbox.guest.v1.GetRequest.selector:type_name -> nestbox.guest.v1.Selector
+	5,  // 21: nestbox.guest.v1.GetResponse.process:type_name -> nestbox.guest.v1.Process
+	8,  // 22: nestbox.guest.v1.WaitRequest.selector:type_name -> nestbox.guest.v1.Selector
+	5,  // 23: nestbox.guest.v1.WaitResponse.process:type_name -> nestbox.guest.v1.Process
+	8,  // 24: nestbox.guest.v1.AttachRequest.selector:type_name -> nestbox.guest.v1.Selector
+	9,  // 25: nestbox.guest.v1.AttachRequest.attach:type_name -> nestbox.guest.v1.AttachOptions
+	10, // 26: nestbox.guest.v1.AttachResponse.event:type_name -> nestbox.guest.v1.OutputEvent
+	8,  // 27: nestbox.guest.v1.WriteStdinRequest.selector:type_name -> nestbox.guest.v1.Selector
+	8,  // 28: nestbox.guest.v1.ResizeRequest.selector:type_name -> nestbox.guest.v1.Selector
+	8,  // 29: nestbox.guest.v1.SignalRequest.selector:type_name -> nestbox.guest.v1.Selector
+	8,  // 30: nestbox.guest.v1.KillRequest.selector:type_name -> nestbox.guest.v1.Selector
+	63, // 31: nestbox.guest.v1.KillRequest.grace:type_name -> google.protobuf.Duration
+	5,  // 32: nestbox.guest.v1.KillResponse.process:type_name -> nestbox.guest.v1.Process
+	5,  // 33: nestbox.guest.v1.KillBiggestResponse.process:type_name -> nestbox.guest.v1.Process
+	62, // 34: nestbox.guest.v1.FileInfo.modified_at:type_name -> google.protobuf.Timestamp
+	31, // 35: nestbox.guest.v1.ReadFileResponse.info:type_name -> nestbox.guest.v1.FileInfo
+	35, // 36: nestbox.guest.v1.WriteFileRequest.header:type_name -> nestbox.guest.v1.WriteFileHeader
+	62, // 37: nestbox.guest.v1.WriteFileHeader.modified_at:type_name -> google.protobuf.Timestamp
+	31, // 38: nestbox.guest.v1.WriteFileResponse.info:type_name -> nestbox.guest.v1.FileInfo
+	35, // 39: nestbox.guest.v1.PutFileRequest.header:type_name -> nestbox.guest.v1.WriteFileHeader
+	31, // 40: nestbox.guest.v1.PutFileResponse.info:type_name -> nestbox.guest.v1.FileInfo
+	31, // 41: nestbox.guest.v1.StatFileResponse.info:type_name -> nestbox.guest.v1.FileInfo
+	31, // 42: nestbox.guest.v1.ListFilesResponse.entries:type_name -> nestbox.guest.v1.FileInfo
+	31, // 43: nestbox.guest.v1.MkdirResponse.info:type_name -> nestbox.guest.v1.FileInfo
+	49, // 44: nestbox.guest.v1.PackFilesResponse.result:type_name -> nestbox.guest.v1.PackResult
+	51, // 45: nestbox.guest.v1.UnpackFilesRequest.header:type_name -> nestbox.guest.v1.UnpackFilesHeader
+	55, // 46: nestbox.guest.v1.WatchFilesResponse.events:type_name -> nestbox.guest.v1.FileEvent
+	0,  // 47: nestbox.guest.v1.OutputEvent.Data.stream:type_name -> nestbox.guest.v1.Stream
+	7,  // 48: nestbox.guest.v1.OutputEvent.ExitEvent.exit:type_name -> nestbox.guest.v1.Exit
+	1,  // 49: nestbox.guest.v1.GuestService.Ping:input_type -> nestbox.guest.v1.PingRequest
+	11, // 50: nestbox.guest.v1.GuestService.Start:input_type -> nestbox.guest.v1.StartRequest
+	13, // 51: nestbox.guest.v1.GuestService.List:input_type -> nestbox.guest.v1.ListRequest
+	15, // 52: nestbox.guest.v1.GuestService.Get:input_type -> nestbox.guest.v1.GetRequest
+	17, // 53: nestbox.guest.v1.GuestService.Wait:input_type -> nestbox.guest.v1.WaitRequest
+	19, // 54: nestbox.guest.v1.GuestService.Attach:input_type -> nestbox.guest.v1.AttachRequest
+	21, // 55: nestbox.guest.v1.GuestService.WriteStdin:input_type -> nestbox.guest.v1.WriteStdinRequest
+	23, // 56: nestbox.guest.v1.GuestService.Resize:input_type -> nestbox.guest.v1.ResizeRequest
+	25, // 57: nestbox.guest.v1.GuestService.Signal:input_type -> nestbox.guest.v1.SignalRequest
+	27, // 58: nestbox.guest.v1.GuestService.Kill:input_type -> nestbox.guest.v1.KillRequest
+	29, // 59: nestbox.guest.v1.GuestService.KillBiggest:input_type -> nestbox.guest.v1.KillBiggestRequest
+	32, // 60: nestbox.guest.v1.GuestService.ReadFile:input_type -> nestbox.guest.v1.ReadFileRequest
+	34, // 61: nestbox.guest.v1.GuestService.WriteFile:input_type -> nestbox.guest.v1.WriteFileRequest
+	37, // 62: nestbox.guest.v1.GuestService.PutFile:input_type -> nestbox.guest.v1.PutFileRequest
+	39, // 63: nestbox.guest.v1.GuestService.StatFile:input_type -> nestbox.guest.v1.StatFileRequest
+	41, // 64: nestbox.guest.v1.GuestService.ListFiles:input_type -> nestbox.guest.v1.ListFilesRequest
+	43, // 65: nestbox.guest.v1.GuestService.Mkdir:input_type -> nestbox.guest.v1.MkdirRequest
+	45, // 66: nestbox.guest.v1.GuestService.RemoveFile:input_type -> nestbox.guest.v1.RemoveFileRequest
+	47, // 67: nestbox.guest.v1.GuestService.PackFiles:input_type -> nestbox.guest.v1.PackFilesRequest
+	50, // 68: nestbox.guest.v1.GuestService.UnpackFiles:input_type -> nestbox.guest.v1.UnpackFilesRequest
+	53, // 69: nestbox.guest.v1.GuestService.WatchFiles:input_type -> nestbox.guest.v1.WatchFilesRequest
+	2,  // 70: nestbox.guest.v1.GuestService.Ping:output_type -> nestbox.guest.v1.PingResponse
+	12, // 71: nestbox.guest.v1.GuestService.Start:output_type -> nestbox.guest.v1.StartResponse
+	14, // 72: nestbox.guest.v1.GuestService.List:output_type -> nestbox.guest.v1.ListResponse
+	16, // 73: nestbox.guest.v1.GuestService.Get:output_type -> nestbox.guest.v1.GetResponse
+	18, // 74: nestbox.guest.v1.GuestService.Wait:output_type -> nestbox.guest.v1.WaitResponse
+	20, // 75: nestbox.guest.v1.GuestService.Attach:output_type -> nestbox.guest.v1.AttachResponse
+	22, // 76: nestbox.guest.v1.GuestService.WriteStdin:output_type -> nestbox.guest.v1.WriteStdinResponse
+	24, // 77: nestbox.guest.v1.GuestService.Resize:output_type -> nestbox.guest.v1.ResizeResponse
+	26, // 78: nestbox.guest.v1.GuestService.Signal:output_type -> nestbox.guest.v1.SignalResponse
+	28, // 79: nestbox.guest.v1.GuestService.Kill:output_type -> nestbox.guest.v1.KillResponse
+	30, // 80: nestbox.guest.v1.GuestService.KillBiggest:output_type -> nestbox.guest.v1.KillBiggestResponse
+	33, // 81: nestbox.guest.v1.GuestService.ReadFile:output_type -> nestbox.guest.v1.ReadFileResponse
+	36, // 82: nestbox.guest.v1.GuestService.WriteFile:output_type -> nestbox.guest.v1.WriteFileResponse
+	38, // 83: nestbox.guest.v1.GuestService.PutFile:output_type -> nestbox.guest.v1.PutFileResponse
+	40, // 84: nestbox.guest.v1.GuestService.StatFile:output_type -> nestbox.guest.v1.StatFileResponse
+	42, // 85: nestbox.guest.v1.GuestService.ListFiles:output_type -> nestbox.guest.v1.ListFilesResponse
+	44, // 86: nestbox.guest.v1.GuestService.Mkdir:output_type -> nestbox.guest.v1.MkdirResponse
+	46, // 87: nestbox.guest.v1.GuestService.RemoveFile:output_type -> nestbox.guest.v1.RemoveFileResponse
+	48, // 88: nestbox.guest.v1.GuestService.PackFiles:output_type -> nestbox.guest.v1.PackFilesResponse
+	52, // 89: nestbox.guest.v1.GuestService.UnpackFiles:output_type -> nestbox.guest.v1.UnpackFilesResponse
+	54, // 90: nestbox.guest.v1.GuestService.WatchFiles:output_type -> nestbox.guest.v1.WatchFilesResponse
+	70, // [70:91] is the sub-list for method output_type
+	49, // [49:70] is the sub-list for method input_type
+	49, // [49:49] is the sub-list for extension type_name
+	49, // [49:49] is the sub-list for extension extendee
+	0,  // [0:49] is the sub-list for field type_name
 }
 
 func init() { file_nestbox_guest_v1_guest_proto_init() }

@@ -38,7 +38,7 @@ func FuzzParseSelector(f *testing.F) {
 
 // FuzzParseSince: an offset is a plain, non-negative decimal number.
 func FuzzParseSince(f *testing.F) {
-	for _, s := range []string{"", "start", "now", "0", "12", "-1", "+1", "1e3", "0x10", " 1", "9223372036854775807", "9223372036854775808", "NOW"} {
+	for _, s := range []string{"", "start", "now", "0", "12", "-1", "+1", "1e3", "0x10", " 1", "9223372036854775807", "9223372036854775808", "NOW", "5m", "-5m", "0s", "2026-01-02T15:04:05Z"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
@@ -51,6 +51,9 @@ func FuzzParseSince(f *testing.F) {
 			require.Equal(t, nestbox.Since{}, since)
 		case s == "now":
 			require.Equal(t, nestbox.Since{Now: true}, since)
+		case !since.After.IsZero():
+			require.Equal(t, nestbox.Since{After: since.After}, since)
+			require.True(t, since.Sought())
 		default:
 			require.Equal(t, strings.TrimLeft(s, "0"), strings.TrimLeft(strconv.FormatInt(since.Offset, 10), "0"))
 			require.False(t, since.Now)

@@ -293,9 +293,13 @@ type OutputEvent struct {
 	Stream Stream
 	Offset int64 // of the first byte of Data
 	Data   []byte
+	At     time.Time // when Data was read, to LogTick; zero if nobody asked for it
 	To     int64
 	Exit   *Exit
 }
+
+// LogTick is how exactly a log keeps when its bytes were read.
+const LogTick = 10 * time.Millisecond
 
 // End returns the offset to resume from after this event.
 func (e OutputEvent) End() int64 {
@@ -314,9 +318,17 @@ type Since struct {
 	Now    bool  // from the current end: only what comes
 	Offset int64 // from this offset (0 = the very first byte; a gap event tells what is gone)
 	Tail   int64 // > 0: at most so many bytes before the current end, if Offset is 0
+
+	// What only the log itself can tell; the later of both, if both are set.
+	Lines int64     // > 0: the last so many lines
+	After time.Time // not zero: what was read then or later
 }
 
-// Begins returns the offset at which a reader of a log that stands so begins.
+// Sought reports whether the log has to be asked where that is.
+func (s Since) Sought() bool { return s.Lines > 0 || !s.After.IsZero() }
+
+// Begins returns the offset at which a reader of a log that stands so begins, unless
+// it is Sought.
 // From there on nothing is missing: what is dropped before the reader gets to it
 // is a gap.
 func (s Since) Begins(log OutputState) int64 {
@@ -332,7 +344,8 @@ func (s Since) Begins(log OutputState) int64 {
 	}
 }
 
-// ParseSince reads "start", "now" or an offset.
+// ParseSince reads "start", "now", an offset, how long ago as a duration such as 5m,
+// or a time as RFC 3339 has it.
 func ParseSince(s string) (Since, error) {
 	switch s {
 	case "", "start":
@@ -340,9 +353,15 @@ func ParseSince(s string) (Since, error) {
 	case "now":
 		return Since{Now: true}, nil
 	}
+	if ago, err := time.ParseDuration(s); err == nil && ago >= 0 && !allDigits(s) {
+		return Since{After: time.Now().Add(-ago)}, nil
+	}
+	if at, err := time.Parse(time.RFC3339, s); err == nil && !at.IsZero() {
+		return Since{After: at}, nil
+	}
 	n, err := strconv.ParseInt(s, 10, 64)
 	if err != nil || n < 0 || !allDigits(s) {
-		return Since{}, Errorf(CodeInvalid, "since must be start, now or a byte offset, not %.40q", s)
+		return Since{}, Errorf(CodeInvalid, "since must be start, now, a byte offset, a duration such as 5m, or a time such as 2026-01-02T15:04:05Z, not %.40q", s)
 	}
 	return Since{Offset: n}, nil
 }

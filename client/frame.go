@@ -37,6 +37,7 @@ type frame struct {
 	RawData  json.RawMessage `json:"data"` // base64 of output; text of an error
 	Data     []byte          `json:"-"`    // RawData of output, decoded
 	Offset   int64           `json:"offset"`
+	At       time.Time       `json:"at"` // zero if it was not asked for
 	From     int64           `json:"from"`
 	To       int64           `json:"to"`
 	ExitCode int             `json:"exit_code"`

@@ -32,9 +32,8 @@ func (p *Processes) Logs(ctx context.Context, sel string, opts LogOptions) (io.R
 	if opts.Since == (nestbox.Since{}) && opts.OnGap != nil && proc.Output.Start > 0 {
 		opts.OnGap(0, proc.Output.Start)
 	}
-	r := &logReader{ctx: ctx, opts: opts, end: proc.Output.End}
-	r.stream = p.streamOf(proc, opts.Since.Begins(proc.Output), untilClosed)
-	return r, nil
+	stream := p.attach(proc, Attach{Since: opts.Since, LinesOf: opts.Stream})
+	return &logReader{ctx: ctx, opts: opts, end: proc.Output.End, stream: stream}, nil
 }
 
 type logReader struct {
@@ -60,7 +59,9 @@ func (r *logReader) Read(p []byte) (int, error) {
 }
 
 func (r *logReader) fill() error {
-	if !r.opts.Follow && r.stream.Offset() >= r.end {
+	if at, err := r.stream.Begin(r.ctx); err != nil {
+		return err
+	} else if !r.opts.Follow && at >= r.end {
 		return io.EOF
 	}
 	ev, err := r.stream.Next(r.ctx)

@@ -14,6 +14,10 @@ import (
 type Attach struct {
 	// Since says where to begin. The zero value is the oldest byte kept.
 	Since nestbox.Since
+	// LinesOf says of which stream Since.Lines are; "" = of all.
+	LinesOf nestbox.Stream
+	// Times has events of data say when it was read. There are more of them then.
+	Times bool
 	// UntilExit ends the stream when the process has exited and what it had
 	// written by then is read. Otherwise the stream ends when no more output
 	// can come, which is later if the process left others behind that hold its
@@ -34,7 +38,10 @@ type Stream struct {
 	pid   int               // set with id
 	tag   string            // set with id
 	until string
-	hold  bool // the process waits for us
+	hold  bool           // the process waits for us
+	times bool           // events are to have them
+	lines nestbox.Stream // of which since counts lines
+	since *nestbox.Since // where to begin, until the server has said where that is
 
 	conn    *streamConn // nil while not connected
 	lost    *pauses     // non-nil while trying to connect again
@@ -61,13 +68,20 @@ func (p *Processes) Attach(ctx context.Context, sel string, how Attach) (*Stream
 	if err != nil {
 		return nil, err
 	}
+	return p.attach(proc, how), nil
+}
+
+func (p *Processes) attach(proc nestbox.Process, how Attach) *Stream {
 	until := untilClosed
 	if how.UntilExit {
 		until = untilExit
 	}
 	s := p.streamOf(proc, how.Since.Begins(proc.Output), until)
-	s.hold = how.Lossless
-	return s, nil
+	s.hold, s.times = how.Lossless, how.Times
+	if how.Since.Sought() {
+		s.since, s.lines = &how.Since, how.LinesOf
+	}
+	return s
 }
 
 // streamOf returns a stream that is not connected yet.
@@ -95,6 +109,9 @@ func (s *Stream) Next(ctx context.Context) (nestbox.OutputEvent, error) {
 		if s.finished() {
 			s.hangUp()
 			return nestbox.OutputEvent{}, io.EOF
+		}
+		if _, err := s.Begin(ctx); err != nil {
+			return nestbox.OutputEvent{}, err
 		}
 		if s.conn == nil {
 			if err := s.connect(ctx); err != nil {
@@ -159,6 +176,12 @@ func (s *Stream) connect(ctx context.Context) error {
 	if s.hold {
 		q.Set("lossless", "true")
 	}
+	if s.times {
+		q.Set("timestamps", "true")
+	}
+	if s.since != nil {
+		s.seek(q)
+	}
 	for {
 		conn, err := s.procs.c.dial(ctx, path, q)
 		if err == nil {
@@ -167,6 +190,44 @@ func (s *Stream) connect(ctx context.Context) error {
 		}
 		if err := s.pause(ctx, err); err != nil {
 			return err
+		}
+	}
+}
+
+// Begin returns the offset at which the stream begins, which for lines and times the
+// server has to say.
+func (s *Stream) Begin(ctx context.Context) (int64, error) {
+	for s.since != nil {
+		if err := s.connect(ctx); err != nil {
+			return 0, err
+		}
+		f, err := s.read(ctx)
+		if err == nil {
+			_, _, err = s.accept(f)
+		}
+		if err == nil && s.since != nil {
+			err = nestbox.Errorf(nestbox.CodeInternal, "the server sent %.40q where start was expected", f.Type)
+		}
+		if err != nil {
+			s.hangUp()
+			if err := s.pause(ctx, err); err != nil {
+				return 0, err
+			}
+		}
+	}
+	return s.next, nil
+}
+
+// seek has the server say where to begin.
+func (s *Stream) seek(q url.Values) {
+	q.Del("since")
+	if !s.since.After.IsZero() {
+		q.Set("since", s.since.After.UTC().Format(time.RFC3339Nano))
+	}
+	if s.since.Lines > 0 {
+		q.Set("tail_lines", strconv.FormatInt(s.since.Lines, 10))
+		if s.lines != "" {
+			q.Set("tail_stream", string(s.lines))
 		}
 	}
 }
@@ -194,6 +255,10 @@ func (s *Stream) pause(ctx context.Context, err error) error {
 // gap, whether the server says so or not.
 func (s *Stream) accept(f frame) (ev nestbox.OutputEvent, ok bool, err error) {
 	switch f.Type {
+	case frameStart:
+		if s.since != nil {
+			s.next, s.since = f.Offset, nil
+		}
 	case frameStdout, frameStderr, framePty:
 		return s.acceptData(f)
 	case frameGap:
@@ -230,7 +295,7 @@ func (s *Stream) acceptData(f frame) (ev nestbox.OutputEvent, ok bool, err error
 	if len(data) == 0 {
 		return ev, false, nil
 	}
-	ev = nestbox.OutputEvent{Kind: nestbox.EventData, Stream: nestbox.Stream(f.Type), Offset: s.next, Data: data}
+	ev = nestbox.OutputEvent{Kind: nestbox.EventData, Stream: nestbox.Stream(f.Type), Offset: s.next, Data: data, At: f.At}
 	s.next, s.lost = ev.End(), nil
 	return ev, true, nil
 }

@@ -201,3 +201,34 @@ func TestRealNamesThatAreNoText(t *testing.T) {
 	require.Len(t, left, 1)
 	require.Equal(t, "f\uFFFD", left[0].Name())
 }
+
+func TestRealLogLines(t *testing.T) {
+	t.Parallel()
+	r := newRealRig(t)
+	r.call(http.MethodPost, execPath, `{"cmd":"sh","args":["-c","seq 1 5; sleep 0.2; echo err >&2; sleep 0.2; printf 6"],"tag":"seq","background":true}`).expect(http.StatusAccepted)
+	r.call(http.MethodGet, "/v1/capsules/{id}/processes/seq?wait=1m", "").expect(http.StatusOK)
+	const logs = "/v1/capsules/{id}/processes/seq/logs"
+	for query, want := range map[string]string{
+		"?tail_lines=1":                      "6",
+		"?tail_lines=3":                      "5\nerr\n6",
+		"?tail_lines=3&stream=stdout":        "4\n5\n6",
+		"?tail_lines=1&stream=stderr":        "err\n",
+		"?tail_lines=99":                     "1\n2\n3\n4\n5\nerr\n6",
+		"?since=1h&tail_lines=2":             "err\n6",
+		"?since=0s":                          "",
+		"?since=2020-01-02T03:04:05Z":        "1\n2\n3\n4\n5\nerr\n6",
+		"?since=2120-01-02T03:04:05%2B01:00": "",
+	} {
+		require.Equal(t, want, string(r.request(http.MethodGet, logs+query, nil).expect(http.StatusOK).body), query)
+	}
+	stamped := string(r.request(http.MethodGet, logs+"?timestamps=true", nil).expect(http.StatusOK).body)
+	require.Regexp(t, `^(20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z [1-5]\n){5}\S+Z err\n\S+Z 6$`, stamped)
+	events := string(r.request(http.MethodGet, logs+"?timestamps=true&tail_lines=1", nil, "Accept", "text/event-stream").expect(http.StatusOK).body)
+	require.Regexp(t, `"type":"stdout".*"data":"6".*"at":"20`, events)
+	p := r.dial("/v1/capsules/{id}/processes/seq/stream?tail_lines=1&tail_stream=stdout&timestamps=true&encoding=base64")
+	require.EqualValues(t, 10, p.next()["offset"])
+	require.Contains(t, p.next(), "at")
+	for _, query := range []string{"?tail_lines=-1", "?tail_lines=1&tail=1", "?tail_lines=1&since=4", "?since=-5m", "?since=yesterday", "?tail_lines=1&since=now"} {
+		r.request(http.MethodGet, logs+query, nil).fails(http.StatusBadRequest, "invalid_request")
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"time"
 	"unicode/utf8"
 
 	"github.com/nestbox/nestbox"
@@ -23,6 +24,8 @@ type (
 		ID   string `json:"id" doc:"The process's id, as in every frame but error"`
 		PID  int    `json:"pid"`
 		Tag  string `json:"tag"`
+
+		Offset int64 `json:"offset" doc:"Where the stream begins in the log"`
 	}
 	outputFrame struct {
 		Type   string `json:"type" enum:"stdout,stderr,pty"`
@@ -30,6 +33,7 @@ type (
 		Data   string `json:"data" doc:"Text, never cut inside a rune, or base64 if that was asked for"`
 		Offset int64  `json:"offset" doc:"Of the first byte of data"`
 		End    int64  `json:"end" doc:"Where to resume after this frame"`
+		At     string `json:"at,omitempty" doc:"When it was read, to 10 ms, if that was asked for"`
 	}
 	gapFrame struct {
 		Type   string `json:"type" enum:"gap"`
@@ -67,13 +71,18 @@ type encodedFrame struct {
 	stream      nestbox.Stream
 	data        []byte // valid until it is sent
 	offset, end int64
+	at          string
 }
 
 func (f encodedFrame) write(buf *bytes.Buffer) {
 	fmt.Fprintf(buf, `{"type":%q,"id":%q,"data":"`, f.stream, f.id)
 	buf.Grow(base64.StdEncoding.EncodedLen(len(f.data)))
 	buf.Write(base64.StdEncoding.AppendEncode(buf.AvailableBuffer(), f.data))
-	fmt.Fprintf(buf, `","offset":%d,"end":%d}`, f.offset, f.end)
+	fmt.Fprintf(buf, `","offset":%d,"end":%d`, f.offset, f.end)
+	if f.at != "" {
+		fmt.Fprintf(buf, `,"at":%q`, f.at)
+	}
+	buf.WriteByte('}')
 }
 
 // encodeFrame writes a frame as one line of JSON without its end.
@@ -98,6 +107,7 @@ type framer struct {
 	only   nestbox.Stream                  // "" = all
 	send   func(frame any, at int64) error // at is where to resume after the frame
 	held   map[nestbox.Stream]heldRune
+	at     string // of the output that is being sent
 }
 
 // heldRune is the beginning of a rune whose rest has not come yet.
@@ -110,6 +120,14 @@ func newFramer(id nestbox.ProcessID, base64 bool, only nestbox.Stream, send func
 	return &framer{id: id.String(), base64: base64, only: only, send: send, held: map[nestbox.Stream]heldRune{}}
 }
 
+// timeOf returns when output was read, as it is shown; "" if nobody asked.
+func timeOf(ev nestbox.OutputEvent) string {
+	if ev.At.IsZero() {
+		return ""
+	}
+	return ev.At.UTC().Format(time.RFC3339Nano)
+}
+
 // event sends what ev amounts to. An error is one of sending.
 func (f *framer) event(ev nestbox.OutputEvent) error {
 	switch ev.Kind {
@@ -118,8 +136,9 @@ func (f *framer) event(ev nestbox.OutputEvent) error {
 			return nil
 		}
 		if f.base64 {
-			return f.encoded(ev.Stream, ev.Offset, ev.Data)
+			return f.encoded(ev.Stream, ev.Offset, ev.Data, timeOf(ev))
 		}
+		f.at = timeOf(ev)
 		return f.text(ev.Stream, ev.Offset, ev.Data)
 	case nestbox.EventGap:
 		if err := f.flush(); err != nil {
@@ -137,11 +156,11 @@ func (f *framer) event(ev nestbox.OutputEvent) error {
 	return nil
 }
 
-func (f *framer) encoded(stream nestbox.Stream, offset int64, data []byte) error {
+func (f *framer) encoded(stream nestbox.Stream, offset int64, data []byte, at string) error {
 	for len(data) > 0 {
 		n := min(len(data), maxFrameData)
 		end := offset + int64(n)
-		if err := f.send(encodedFrame{f.id, stream, data[:n], offset, end}, end); err != nil {
+		if err := f.send(encodedFrame{f.id, stream, data[:n], offset, end, at}, end); err != nil {
 			return err
 		}
 		offset, data = end, data[n:]
@@ -184,7 +203,7 @@ func (f *framer) text(stream nestbox.Stream, offset int64, data []byte) error {
 
 func (f *framer) sendText(stream nestbox.Stream, offset int64, data []byte, end int64) error {
 	end = f.resume(end)
-	return f.send(outputFrame{string(stream), f.id, string(data), offset, end}, end)
+	return f.send(outputFrame{string(stream), f.id, string(data), offset, end, f.at}, end)
 }
 
 // resume returns where to resume so that nothing is lost: before what is held

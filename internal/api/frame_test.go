@@ -50,35 +50,35 @@ func TestFramerHoldsBackRunes(t *testing.T) {
 	}{
 		"whole": {
 			[]nestbox.OutputEvent{data("stdout", 0, "a€b")},
-			[]any{outputFrame{"stdout", "@7", "a€b", 0, 5}},
+			[]any{outputFrame{"stdout", "@7", "a€b", 0, 5, ""}},
 		},
 		"cut, then the rest": {
 			[]nestbox.OutputEvent{data("stdout", 0, "a\xe2\x82"), data("stdout", 3, "\xacb")},
-			[]any{outputFrame{"stdout", "@7", "a", 0, 1}, outputFrame{"stdout", "@7", "€", 1, 4}, outputFrame{"stdout", "@7", "b", 4, 5}},
+			[]any{outputFrame{"stdout", "@7", "a", 0, 1, ""}, outputFrame{"stdout", "@7", "€", 1, 4, ""}, outputFrame{"stdout", "@7", "b", 4, 5, ""}},
 		},
 		"byte by byte": {
 			[]nestbox.OutputEvent{data("stdout", 0, "\xe2"), data("stdout", 1, "\x82"), data("stdout", 2, "\xac")},
-			[]any{outputFrame{"stdout", "@7", "€", 0, 3}},
+			[]any{outputFrame{"stdout", "@7", "€", 0, 3, ""}},
 		},
 		"the other stream between": {
 			[]nestbox.OutputEvent{data("stdout", 0, "\xe2\x82"), data("stderr", 2, "err"), data("stdout", 5, "\xac")},
-			[]any{outputFrame{"stderr", "@7", "err", 2, 0}, outputFrame{"stdout", "@7", "€", 0, 6}},
+			[]any{outputFrame{"stderr", "@7", "err", 2, 0, ""}, outputFrame{"stdout", "@7", "€", 0, 6, ""}},
 		},
 		"never completed": {
 			[]nestbox.OutputEvent{data("stdout", 0, "\xe2\x82"), data("stdout", 2, "\xe2\x82\xac")},
-			[]any{outputFrame{"stdout", "@7", "\xe2\x82", 0, 2}, outputFrame{"stdout", "@7", "€", 2, 5}},
+			[]any{outputFrame{"stdout", "@7", "\xe2\x82", 0, 2, ""}, outputFrame{"stdout", "@7", "€", 2, 5, ""}},
 		},
 		"at the end": {
 			[]nestbox.OutputEvent{data("stderr", 0, "\xf0\x9f"), closed},
-			[]any{outputFrame{"stderr", "@7", "\xf0\x9f", 0, 2}, closedFrame{"output_closed", "@7", 99}},
+			[]any{outputFrame{"stderr", "@7", "\xf0\x9f", 0, 2, ""}, closedFrame{"output_closed", "@7", 99}},
 		},
 		"across the exit of the leader": {
 			[]nestbox.OutputEvent{data("stdout", 0, "\xe2\x82"), exited, data("stdout", 2, "\xac")},
-			[]any{exitFrame{"exit", "@7", 0, "", "exited", 2}, outputFrame{"stdout", "@7", "€", 0, 3}},
+			[]any{exitFrame{"exit", "@7", 0, "", "exited", 2}, outputFrame{"stdout", "@7", "€", 0, 3, ""}},
 		},
 		"before a gap": {
 			[]nestbox.OutputEvent{data("stdout", 0, "\xe2"), {Kind: nestbox.EventGap, Offset: 1, To: 7}},
-			[]any{outputFrame{"stdout", "@7", "\xe2", 0, 1}, gapFrame{"gap", "@7", 1, 7, 1}},
+			[]any{outputFrame{"stdout", "@7", "\xe2", 0, 1, ""}, gapFrame{"gap", "@7", 1, 7, 1}},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -99,7 +99,7 @@ func TestFramerOnlyOneStream(t *testing.T) {
 	f := newFramer(7, true, nestbox.Stderr, got.send)
 	require.NoError(t, f.event(data("stdout", 0, "out")))
 	require.NoError(t, f.event(data("stderr", 3, "err")))
-	require.Equal(t, []any{outputFrame{"stderr", "@7", base64.StdEncoding.EncodeToString([]byte("err")), 3, 6}}, got.frames)
+	require.Equal(t, []any{outputFrame{"stderr", "@7", base64.StdEncoding.EncodeToString([]byte("err")), 3, 6, ""}}, got.frames)
 }
 
 // Any bytes, cut anywhere into events of two streams: text frames join to what

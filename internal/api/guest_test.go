@@ -208,6 +208,15 @@ func (s *scriptedProcesses) peek(sel nestbox.Selector) (nestbox.Process, error) 
 	return nestbox.Process{}, nestbox.Errorf(nestbox.CodeNotFound, "process not found")
 }
 
+// Locate knows the last line only.
+func (s *scriptedProcesses) Locate(ctx context.Context, sel nestbox.Selector, since nestbox.Since, stream nestbox.Stream) (int64, error) {
+	p, err := s.Get(ctx, sel)
+	if since.Lines == 1 && stream == "" {
+		return p.Output.End - 4, err
+	}
+	return 0, nestbox.Errorf(nestbox.CodeUnsupported, "not scripted")
+}
+
 func (s *scriptedProcesses) Attach(_ context.Context, sel nestbox.Selector, attach guest.Attach) (r guest.OutputReader, err error) {
 	err = s.change(sel, func(p *scripted) { r = s.reader(p, attach.Since) })
 	return r, err

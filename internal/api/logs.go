@@ -30,8 +30,8 @@ const maxGaps = 100
 
 type logsInput struct {
 	ProcessPath
-	Since    string `query:"since" doc:"Where to begin: start (the oldest byte kept), now, or a byte offset; empty = start"`
-	Tail     int64  `query:"tail" minimum:"0" doc:"Begin so many bytes before the current end; not together with since"`
+	LogPlace
+	Tail     int64  `query:"tail" minimum:"0" doc:"Begin so many bytes before the current end; not together with since or tail_lines"`
 	Follow   bool   `query:"follow" doc:"Go on with what comes, until output_closed; otherwise the answer ends where the log stands now"`
 	Lossless bool   `query:"lossless" doc:"While this client is connected the process waits for it, rather than that output is lost to it"`
 	Stream   string `query:"stream" enum:"stdout,stderr,pty" doc:"Only this one; empty = all, in the order they were read"`
@@ -43,7 +43,7 @@ func (s *server) registerLogs() {
 	op := registerRaw(s, s.raw, operation{
 		id: "processLogs", method: http.MethodGet, path: "/v1/capsules/{id}/processes/{selector}/logs", tag: "Streams",
 		summary: "Read the output of a process",
-		about: "As plain bytes, or as Server-Sent Events with `Accept: text/event-stream`: their data is a message of the process stream, their id where to resume.\n\n" +
+		about: "As plain bytes, each line after when it was read with `timestamps`, or as Server-Sent Events with `Accept: text/event-stream`: their data is a message of the process stream, their id where to resume.\n\n" +
 			"Plain bytes begin at the offset in `X-Output-Start-Offset`. Output that is no longer kept cannot be shown among them: the trailer `X-Output-Gaps` " +
 			"lists it as `from-to,…`, and `X-Output-End-Offset` (a header, or a trailer if the answer ends with the log) says where to resume. An answer that breaks off is cut " +
 			"without its final chunk. The process does not wait for the client, unless `lossless=true`.",
@@ -75,7 +75,7 @@ func (s *server) logs(w http.ResponseWriter, r *http.Request, in *logsInput) err
 	if err != nil {
 		return err
 	}
-	reading, err := s.control.Processes.Attach(r.Context(), callerOf(r.Context()), in.ID, sel, guest.Attach{Since: since, Lossless: in.Lossless})
+	reading, err := s.control.Processes.Attach(r.Context(), callerOf(r.Context()), in.ID, sel, guest.Attach{Since: since, Lossless: in.Lossless, Times: in.Timestamps}, nestbox.Stream(in.Stream))
 	if err != nil {
 		return err
 	}
@@ -95,16 +95,14 @@ func (s *server) logs(w http.ResponseWriter, r *http.Request, in *logsInput) err
 	return nil
 }
 
-// since combines the three ways to say where to begin.
+// since combines the ways to say where to begin.
 func (in *logsInput) since(events bool) (nestbox.Since, error) {
-	text := in.Since
 	if events && in.LastID != "" {
-		text = in.LastID
-		in.Tail = 0
+		in.Since, in.Tail, in.TailLines = in.LastID, 0, 0
 	}
-	since, err := nestbox.ParseSince(text)
-	if err == nil && text != "" && in.Tail > 0 {
-		err = nestbox.Errorf(nestbox.CodeInvalid, "since and tail cannot be used together")
+	since, err := in.place()
+	if err == nil && (in.Since != "" || in.TailLines > 0) && in.Tail > 0 {
+		err = nestbox.Errorf(nestbox.CodeInvalid, "since and tail, or tail_lines and tail, cannot be used together")
 	}
 	since.Tail = in.Tail
 	return since, err
@@ -167,6 +165,7 @@ func (t *transcript) plain() {
 	} else {
 		h.Set(headerEnd, strconv.FormatInt(max(t.start, t.end), 10))
 	}
+	var stamps stamper
 	flush := http.NewResponseController(t.w).Flush
 	_ = flush()
 	t.each(func(ev nestbox.OutputEvent) error {
@@ -174,7 +173,7 @@ func (t *transcript) plain() {
 		case ev.Kind == nestbox.EventGap:
 			t.gap(ev)
 		case ev.Kind == nestbox.EventData && (t.only == "" || t.only == ev.Stream):
-			if _, err := t.w.Write(ev.Data); err != nil {
+			if _, err := t.w.Write(stamps.stamp(ev)); err != nil {
 				return err
 			}
 			return flush()
@@ -187,6 +186,32 @@ func (t *transcript) plain() {
 	if len(t.gaps) > 0 {
 		h.Set(headerGaps, strings.Join(t.gaps, ","))
 	}
+}
+
+// stamper puts before each line of output when its beginning was read, if events say
+// that.
+type stamper struct {
+	inLine bool
+	buf    []byte
+}
+
+// stampFormat is RFC 3339, to the millisecond and as wide for every time.
+const stampFormat = "2006-01-02T15:04:05.000Z07:00 "
+
+// stamp returns the data of an event, valid until the next call.
+func (s *stamper) stamp(ev nestbox.OutputEvent) []byte {
+	if ev.At.IsZero() {
+		return ev.Data
+	}
+	s.buf = s.buf[:0]
+	for line := range bytes.Lines(ev.Data) {
+		if !s.inLine {
+			s.buf = ev.At.UTC().AppendFormat(s.buf, stampFormat)
+		}
+		s.buf = append(s.buf, line...)
+		s.inLine = line[len(line)-1] != '\n'
+	}
+	return s.buf
 }
 
 func (t *transcript) gap(ev nestbox.OutputEvent) {

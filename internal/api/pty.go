@@ -145,7 +145,7 @@ func (k *socket) openPty(caller control.Caller, id string) (*control.Reading, er
 	if err != nil {
 		return nil, err
 	}
-	return k.s.control.Processes.Attach(k.ctx, caller, id, nestbox.Selector{ID: p.ID}, guest.Attach{})
+	return k.s.control.Processes.Attach(k.ctx, caller, id, nestbox.Selector{ID: p.ID}, guest.Attach{}, "")
 }
 
 func (m ptyStart) spec() nestbox.ProcessSpec {
@@ -171,7 +171,7 @@ func (k *socket) comeBack(caller control.Caller, id string, m ptyStart) (*contro
 	if m.Since != nil {
 		since = nestbox.Since{Offset: *m.Since}
 	}
-	reading, err := k.s.control.Processes.Attach(k.ctx, caller, id, sel, guest.Attach{Since: since})
+	reading, err := k.s.control.Processes.Attach(k.ctx, caller, id, sel, guest.Attach{Since: since}, "")
 	if err != nil {
 		return nil, err
 	}

@@ -35,8 +35,29 @@ type execStreamInput struct {
 type processStreamInput struct {
 	ProcessPath
 	StreamOptions
-	Since    string `query:"since" doc:"Where to begin: start (the oldest byte kept), now, or a byte offset; empty = start" example:"start"`
-	Lossless bool   `query:"lossless" doc:"While this client is connected the process waits for it, rather than that output is lost to it"`
+	LogPlace
+	TailStream string `query:"tail_stream" enum:"stdout,stderr,pty" doc:"Count the lines of this one only"`
+	Lossless   bool   `query:"lossless" doc:"While this client is connected the process waits for it, rather than that output is lost to it"`
+}
+
+// LogPlace is where in a log to begin, and how much to tell of it.
+type LogPlace struct {
+	Since      string `query:"since" doc:"Where to begin: start (the oldest byte kept), now, a byte offset, a duration such as 5m (what was read since then), or an RFC 3339 time; empty = start" example:"start"`
+	TailLines  int64  `query:"tail_lines" minimum:"0" doc:"Begin so many lines before the current end, but not before since if that is a time"`
+	Timestamps bool   `query:"timestamps" doc:"Tell when output was read, to 10 ms"`
+}
+
+// place returns what the parameters say.
+func (p LogPlace) place() (nestbox.Since, error) {
+	since, err := nestbox.ParseSince(p.Since)
+	if err != nil || p.TailLines == 0 {
+		return since, err
+	}
+	if p.Since != "" && since.After.IsZero() {
+		return since, nestbox.Errorf(nestbox.CodeInvalid, "tail_lines goes with no since that is no time")
+	}
+	since.Lines = p.TailLines
+	return since, nil
 }
 
 // execStreamStart is the first message of exec/stream.
@@ -67,7 +88,7 @@ func (m execStreamMessage) input() ([]byte, error) {
 	return data, nil
 }
 
-const frameDoc = "The server sends JSON messages: `start` {id, pid, tag}, `stdout`, `stderr` and `pty` (of a terminal) {data, offset, end}, `gap` {from, to} for " +
+const frameDoc = "The server sends JSON messages: `start` {id, pid, tag, offset}, `stdout`, `stderr` and `pty` (of a terminal) {data, offset, end, and with `timestamps` at}, `gap` {from, to} for " +
 	"output that is no longer kept, `exit` {exit_code, signal, reason, offset}, `output_closed` {offset}, `error` {data, code}; all but the last have the `id` of the process. " +
 	"To resume, attach to the process with `since` = the last `end`; text that was cut in the middle of a rune while the other stream wrote may be repeated, base64 never is. " +
 	"The server pings every 20 s; the stream has no time limit.\n\n" +
@@ -120,7 +141,7 @@ func processFrames() []any {
 }
 
 func (s *server) processStream(w http.ResponseWriter, r *http.Request, in *processStreamInput) error {
-	since, err := nestbox.ParseSince(in.Since)
+	since, err := in.place()
 	if err != nil {
 		return err
 	}
@@ -135,7 +156,7 @@ func (s *server) processStream(w http.ResponseWriter, r *http.Request, in *proce
 	if k == nil {
 		return nil
 	}
-	reading, err := s.control.Processes.Attach(k.ctx, caller, in.ID, sel, guest.Attach{Since: since, Lossless: in.Lossless})
+	reading, err := s.control.Processes.Attach(k.ctx, caller, in.ID, sel, guest.Attach{Since: since, Lossless: in.Lossless, Times: in.Timestamps}, nestbox.Stream(in.TailStream))
 	if err != nil {
 		k.fail(err)
 		return nil
@@ -158,7 +179,7 @@ func checkStream(r *http.Request, id string) error {
 // forward sends a log as frames. It reports whether the exit frame was sent.
 func (k *socket) forward(reading *control.Reading, o StreamOptions) (exited bool, err error) {
 	p := reading.Process
-	if err := k.send(startFrame{"start", p.ID.String(), p.PID, p.Tag}); err != nil {
+	if err := k.send(startFrame{"start", p.ID.String(), p.PID, p.Tag, reading.From}); err != nil {
 		return false, err
 	}
 	frames := newFramer(p.ID, o.Encoding == encodingBase64, "", func(frame any, _ int64) error { return k.send(frame) })

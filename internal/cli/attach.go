@@ -47,7 +47,7 @@ again (or what --since says). ` + detachDoc,
 			return a.attach(cmd.Context(), capsule, args[1], how, !noStdin, !noEOF)
 		},
 	}
-	cmd.Flags().StringVar(&since, "since", "start", "where to begin: start (the oldest byte kept), now, or a position in bytes")
+	cmd.Flags().StringVar(&since, "since", "start", "where to begin: start (the oldest byte kept), now, how long ago (5m), a time, or a position in bytes")
 	cmd.Flags().BoolVarP(&terminal, "terminal", "t", false, "go in front of the process's terminal")
 	cmd.Flags().BoolVar(&noEOF, "no-eof", false, "leave the process's standard input open when ours ends")
 	cmd.Flags().BoolVar(&noStdin, "no-stdin", false, "do not pass on standard input")
@@ -90,7 +90,7 @@ func (a *app) attach(ctx context.Context, capsule *client.Capsule, sel string, h
 		// Not waited for: it may hang in a read of the terminal.
 		go a.forwardStdin(ctx, capsule.Processes, proc.ID, passEOF)
 	}
-	exit, err := a.follow(ctx, stream)
+	exit, err := a.follow(ctx, proc.Tag, stream)
 	detached := errors.Is(context.Cause(ctx), errDetached)
 	cancel(nil)
 	<-watched
@@ -105,14 +105,22 @@ func (a *app) attach(ctx context.Context, capsule *client.Capsule, sel string, h
 }
 
 // follow prints the output of a process until its exit.
-func (a *app) follow(ctx context.Context, stream *client.Stream) (*nestbox.Exit, error) {
+func (a *app) follow(ctx context.Context, tag string, stream *client.Stream) (*nestbox.Exit, error) {
 	for {
 		ev, err := stream.Next(ctx)
 		if err != nil {
 			return nil, err
 		}
-		switch ev.Kind {
-		case nestbox.EventData:
+		if a.json {
+			if err := a.printEvent(tag, ev); err != nil {
+				return nil, err
+			}
+		}
+		switch {
+		case ev.Kind == nestbox.EventExit:
+			return ev.Exit, nil
+		case a.json:
+		case ev.Kind == nestbox.EventData:
 			w := a.Out
 			if ev.Stream == nestbox.Stderr {
 				w = a.Err
@@ -120,10 +128,8 @@ func (a *app) follow(ctx context.Context, stream *client.Stream) (*nestbox.Exit,
 			if _, err := w.Write(ev.Data); err != nil {
 				return nil, err
 			}
-		case nestbox.EventGap:
+		case ev.Kind == nestbox.EventGap:
 			a.reportGap(ev.Offset, ev.To)
-		case nestbox.EventExit:
-			return ev.Exit, nil
 		}
 	}
 }

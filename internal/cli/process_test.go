@@ -120,11 +120,12 @@ func TestBackground(t *testing.T) {
 	require.Regexp(t, `^proc-[0-9a-f]{8}$`, tag)
 	require.Equal(t, "exited 4\n", s.start(nil, "wait", id, tag).wait(4).out.String())
 	require.Equal(t, "hello\nthere\n", s.ok("logs", id, tag))
-	require.Equal(t, "re\n", s.ok("logs", "--tail", "3", id, tag))
+	require.Equal(t, "re\n", s.ok("logs", "--tail-bytes", "3", id, tag))
 	require.Equal(t, "there\n", s.ok("logs", "--since", "6", id, tag))
 	require.Empty(t, s.ok("logs", "--since", "now", id, tag))
 	require.Contains(t, s.fails(1, "logs", "--since", "yesterday", id, tag), "since must be")
-	require.Contains(t, s.fails(1, "logs", "--since", "1", "--tail", "1", id, tag), "none of the others can be")
+	require.Contains(t, s.fails(1, "logs", "--since", "1", "--tail-bytes", "1", id, tag), "none of the others can be")
+	require.Contains(t, s.fails(1, "logs", "--since", "1", "--tail", "1", id, tag), "a time or a duration")
 
 	type view struct {
 		PID  int
@@ -377,4 +378,40 @@ func TestMergeAndIdle(t *testing.T) {
 	require.Equal(t, "1\n2\n3\n", r.out.String())
 	r = s.start(nil, "exec", "--idle-timeout", "1s", id, "--", "sh", "-c", "echo up; sleep 1000").wait(137)
 	require.Contains(t, r.err.String(), "wrote nothing for too long")
+}
+
+func TestLogs(t *testing.T) {
+	t.Parallel()
+	s := newShell(t)
+	id := s.capsule()
+	for _, tag := range []string{"a", "b"} {
+		s.ok("exec", "-d", "--merge", "--tag", tag, id, "--", "sh", "-c", "seq 1 5; echo err >&2; printf "+tag)
+		s.ok("wait", id, tag)
+	}
+	require.Equal(t, "err\na", s.ok("logs", "-n", "2", id, "a"))
+	require.Equal(t, "", s.ok("logs", "-n", "2", "--stream", "stderr", id, "a"))
+	require.Equal(t, "", s.ok("logs", "-n", "0", id, "a"))
+	require.Equal(t, "", s.ok("logs", "--since", "0s", id, "a"))
+	require.Equal(t, "1\n2\n3\n4\n5\nerr\na", s.ok("logs", "--since", "1h", "--lossless", id, "a"))
+	require.Regexp(t, `^20\S+Z err\n20\S+Z a$`, s.ok("logs", "-t", "-n", "2", id, "a"))
+	require.Equal(t, "a | err\na | a\nb | err\nb | b\n", s.ok("logs", "-n", "2", id, "a", "b"))
+	require.Regexp(t, `^a \| 20\S+Z a\nb \| 20\S+Z b\n$`, s.ok("logs", "-t", "-n", "1", id, "a", "b"))
+	both := s.ok("logs", "-f", id, "b", "a")
+	require.Contains(t, both, "a | 5\n")
+	require.Contains(t, both, "b | b\n")
+	event := decode[map[string]any](t, s.ok("logs", "--json", "-t", "-n", "1", id, "a"))
+	require.Equal(t, []any{"a", "stdout", "a", 14.0, 15.0}, []any{event["process"], event["type"], event["data"], event["offset"], event["end"]})
+	require.Contains(t, event, "at")
+	require.Contains(t, s.ok("attach", "--json", id, "a"), `"type":"exit"`)
+	require.Contains(t, s.fails(1, "logs", id, "nobody", "a"), "nobody: no process")
+	require.Contains(t, s.fails(1, "logs", "--stream", "both", id, "a"), "--stream")
+	require.Contains(t, s.fails(1, "logs", "-n", "-1", id, "a"), "negative")
+	quiet := s.start(nil, "logs", "-f", "-n", "1", id, "late")
+	quiet.wait(1)
+	s.ok("exec", "-d", "--tag", "late", id, "--", "sh", "-c", "echo one; sleep 1000")
+	follow := s.start(nil, "logs", "-f", "-n", "1", id, "late")
+	follow.sees("one\n")
+	require.Equal(t, "", s.ok("logs", "--since", "0s", id, "late"), "it ends although the process goes on")
+	s.ok("kill", id, "late")
+	follow.wait(0)
 }

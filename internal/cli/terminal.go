@@ -100,7 +100,7 @@ func (a *app) goInFront(ctx context.Context, capsule *client.Capsule, p nestbox.
 			}
 		}()
 	}
-	exit, err := a.follow(ctx, stream)
+	exit, err := a.follow(ctx, p.Tag, stream)
 	switch {
 	case exit != nil:
 		return exitOf(*exit)

@@ -273,6 +273,10 @@ func (p *fakeProcesses) Start(_ context.Context, spec nestbox.ProcessSpec, attac
 	return nestbox.Process{ID: 3, PID: 7, Tag: "proc-1", Cmd: spec.Cmd}, p.reader(*attach), nil
 }
 
+func (p *fakeProcesses) Locate(context.Context, nestbox.Selector, nestbox.Since, nestbox.Stream) (int64, error) {
+	return 0, nestbox.Errorf(nestbox.CodeUnsupported, "not scripted")
+}
+
 func (p *fakeProcesses) Attach(_ context.Context, sel nestbox.Selector, attach guest.Attach) (guest.OutputReader, error) {
 	if sel.ID != 3 {
 		return nil, nestbox.Errorf(nestbox.CodeNotFound, "no process %s", sel)

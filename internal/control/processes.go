@@ -125,8 +125,9 @@ type Reading struct {
 }
 
 // Attach returns a reader of the process that sel names now; it stays with that
-// one whatever PID and tag come to mean. It begins exactly at Reading.From.
-func (p *Processes) Attach(ctx context.Context, by Caller, id string, sel nestbox.Selector, how guest.Attach) (*Reading, error) {
+// one whatever PID and tag come to mean. It begins exactly at Reading.From. Lines are
+// those of stream; "" = of all.
+func (p *Processes) Attach(ctx context.Context, by Caller, id string, sel nestbox.Selector, how guest.Attach, stream nestbox.Stream) (*Reading, error) {
 	procs, err := p.of(ctx, by, id)
 	if err != nil {
 		return nil, err
@@ -135,10 +136,16 @@ func (p *Processes) Attach(ctx context.Context, by Caller, id string, sel nestbo
 	if err != nil {
 		return nil, err
 	}
+	exact := nestbox.Selector{ID: proc.ID}
 	from := how.Since.Begins(proc.Output)
-	reader, err := procs.Attach(ctx, nestbox.Selector{ID: proc.ID}, guest.Attach{
-		Since: nestbox.Since{Offset: from}, Lossless: how.Lossless,
-	})
+	if how.Since.Sought() {
+		offset, err := procs.Locate(ctx, exact, how.Since, stream)
+		if err != nil {
+			return nil, err
+		}
+		from = max(from, offset)
+	}
+	reader, err := procs.Attach(ctx, exact, guest.Attach{Since: nestbox.Since{Offset: from}, Lossless: how.Lossless, Times: how.Times})
 	if err != nil {
 		return nil, err
 	}

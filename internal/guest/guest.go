@@ -60,6 +60,8 @@ const (
 	FeatureReadFrom Feature = "read-from"
 	// FeatureWriteOptions: Files.Write knows all of WriteOptions, and Mode and User of files that exist.
 	FeatureWriteOptions Feature = "write-options"
+	// FeatureLocate: there is Processes.Locate, and readers can have times.
+	FeatureLocate Feature = "locate"
 	// FeatureMerge: standard output and error of a process can be one stream.
 	FeatureMerge Feature = "merge"
 	// FeatureIdleTimeout: a process can be killed for its silence.
@@ -72,7 +74,7 @@ const (
 func Features() []Feature {
 	return []Feature{
 		FeatureProcessID, FeatureKillBiggest, FeatureTerminal, FeatureWatch, FeatureArchive, FeatureReadFrom, FeatureWriteOptions,
-		FeaturePutFile, FeatureMerge, FeatureIdleTimeout,
+		FeaturePutFile, FeatureMerge, FeatureIdleTimeout, FeatureLocate,
 	}
 }
 
@@ -105,6 +107,10 @@ type Processes interface {
 	// Attach returns a reader of the process's output log. ctx bounds the call,
 	// not the reader: that lives until Close, or until Next fails.
 	Attach(ctx context.Context, sel nestbox.Selector, attach Attach) (OutputReader, error)
+
+	// Locate returns the offset of the output log at which since begins, counting only
+	// the lines of one stream if stream is not "".
+	Locate(ctx context.Context, sel nestbox.Selector, since nestbox.Since, stream nestbox.Stream) (int64, error)
 
 	// WriteStdin writes all of data (which may be empty), then closes standard
 	// input if eof, which a terminal cannot (CodeInvalidState; a program there takes a
@@ -143,7 +149,9 @@ type Victim struct {
 
 // Attach says how a reader reads.
 type Attach struct {
-	Since nestbox.Since
+	Since nestbox.Since // not one that is Sought: see Locate
+	// Times has events of data say when it was read. There are more of them then.
+	Times bool
 	// Lossless makes the process wait for this reader rather than let bytes
 	// that it has not read yet be dropped, as long as it is attached.
 	Lossless bool

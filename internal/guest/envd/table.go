@@ -365,6 +365,15 @@ func (t *table) Wait(ctx context.Context, sel nestbox.Selector) (nestbox.Process
 	}
 }
 
+// Locate implements guest.Processes.
+func (t *table) Locate(_ context.Context, sel nestbox.Selector, since nestbox.Since, stream nestbox.Stream) (int64, error) {
+	p, err := t.find(sel)
+	if err != nil {
+		return 0, err
+	}
+	return p.log.Locate(since, stream)
+}
+
 // Attach returns a reader of a process's output.
 func (t *table) Attach(_ context.Context, sel nestbox.Selector, attach guest.Attach) (guest.OutputReader, error) {
 	p, err := t.find(sel)

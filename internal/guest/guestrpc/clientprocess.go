@@ -61,7 +61,15 @@ func (p processes) Start(ctx context.Context, spec nestbox.ProcessSpec, attach *
 
 // Attach implements guest.Processes. Readers of one process share a stream.
 func (p processes) Attach(ctx context.Context, sel nestbox.Selector, attach guest.Attach) (guest.OutputReader, error) {
-	if since := attach.Since; sel.ID != 0 && !since.Now && since.Tail == 0 {
+	if attach.Since.Sought() {
+		return nil, nestbox.Errorf(nestbox.CodeInvalid, "lines and times are to be located first")
+	}
+	if attach.Times {
+		if err := p.client.need(ctx, guest.FeatureLocate); err != nil {
+			return nil, err
+		}
+	}
+	if since := attach.Since; sel.ID != 0 && !since.Now && since.Tail == 0 && !attach.Times {
 		if err := p.client.need(ctx, guest.FeatureProcessID); err != nil {
 			return nil, err
 		}
@@ -72,6 +80,26 @@ func (p processes) Attach(ctx context.Context, sel nestbox.Selector, attach gues
 		return nil, err
 	}
 	return reader, nil
+}
+
+// Locate implements guest.Processes.
+func (p processes) Locate(ctx context.Context, sel nestbox.Selector, since nestbox.Since, stream nestbox.Stream) (int64, error) {
+	if err := p.client.need(ctx, guest.FeatureLocate); err != nil {
+		return 0, err
+	}
+	who, err := p.client.selector(ctx, sel)
+	if err != nil {
+		return 0, err
+	}
+	req := &guestv1.LocateRequest{Selector: who, Lines: since.Lines, After: timeToWire(since.After), Stream: string(stream)}
+	res, err := call(ctx, p.client, callIn, p.client.rpc.Locate, req)
+	if err != nil {
+		return 0, err
+	}
+	if res.GetOffset() < 0 || res.GetOffset() > maxOffset {
+		return 0, protocolError("%d is no offset", res.GetOffset())
+	}
+	return res.GetOffset(), nil
 }
 
 // attach attaches a reader with a stream of its own.

@@ -7,6 +7,7 @@ import (
 	"path"
 	"slices"
 	"sync"
+	"time"
 
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connectproto"
@@ -157,6 +158,7 @@ const (
 	outputDataStream     = 1
 	outputDataOffset     = 2
 	outputDataData       = 3
+	outputDataAt         = 4
 	readFileResponseData = 2
 	uploadData           = 2 // of all messages that upload
 	packFilesData        = 2
@@ -183,16 +185,22 @@ func decodeEvent(message []byte) (nestbox.OutputEvent, bool, error) {
 		}
 		return eventFromWire(&other)
 	}
+	var at int64
 	err = eachField(data, func(number protowire.Number, value []byte, varint uint64) {
 		switch number {
 		case outputDataStream:
 			event.Stream = streamFromWire(guestv1.Stream(varint))
+		case outputDataAt:
+			at = int64(varint)
 		case outputDataOffset:
 			event.Offset = int64(varint)
 		case outputDataData:
 			event.Data = value
 		}
 	})
+	if at > 0 && at < latest.UnixMilli() {
+		event.At = time.UnixMilli(at).UTC()
+	}
 	return event, true, err
 }
 

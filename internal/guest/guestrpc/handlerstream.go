@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/nestbox/nestbox"
 	guestv1 "github.com/nestbox/nestbox/gen/nestbox/guest/v1"
 	"github.com/nestbox/nestbox/gen/nestbox/guest/v1/guestv1connect"
 	"github.com/nestbox/nestbox/internal/guest"
@@ -36,6 +37,16 @@ func (h handler) Start(ctx context.Context, req *guestv1.StartRequest, stream gu
 		message.Message = &guestv1.StartResponse_Event{Event: e}
 		return stream.Send(message)
 	})
+}
+
+// Locate implements guestv1connect.GuestServiceHandler.
+func (handler) Locate(ctx context.Context, req *guestv1.LocateRequest) (*guestv1.LocateResponse, error) {
+	since := nestbox.Since{Lines: req.GetLines(), After: timeFromWire(req.GetAfter())}
+	offset, err := guestOf(ctx).Processes().Locate(ctx, selectorFromWire(req.GetSelector()), since, nestbox.Stream(req.GetStream()))
+	if err != nil {
+		return nil, rpcerr.ToConnect(err)
+	}
+	return &guestv1.LocateResponse{Offset: offset}, nil
 }
 
 // Attach implements guestv1connect.GuestServiceHandler.

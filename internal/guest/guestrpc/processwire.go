@@ -213,6 +213,7 @@ func attachToWire(a guest.Attach) *guestv1.AttachOptions {
 		Offset:   a.Since.Offset,
 		Tail:     a.Since.Tail,
 		Lossless: a.Lossless,
+		Times:    a.Times,
 	}
 }
 
@@ -220,6 +221,7 @@ func attachFromWire(a *guestv1.AttachOptions) guest.Attach {
 	return guest.Attach{
 		Since:    nestbox.Since{Now: a.GetNow(), Offset: a.GetOffset(), Tail: a.GetTail()},
 		Lossless: a.GetLossless(),
+		Times:    a.GetTimes(),
 	}
 }
 
@@ -269,6 +271,9 @@ func (c *eventEncoder) encode(e nestbox.OutputEvent) *guestv1.OutputEvent {
 	switch e.Kind {
 	case nestbox.EventData:
 		c.data.Stream, c.data.Offset, c.data.Data = streamToWire(e.Stream), e.Offset, e.Data
+		if c.data.At = 0; !e.At.IsZero() {
+			c.data.At = e.At.UnixMilli()
+		}
 		c.wrapper.Data = &c.data
 		c.event.Event = &c.wrapper
 	case nestbox.EventGap:

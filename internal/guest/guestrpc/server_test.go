@@ -128,6 +128,10 @@ func (p scriptedProcesses) Wait(ctx context.Context, sel nestbox.Selector) (nest
 	return p.s.wait(ctx, sel)
 }
 
+func (p scriptedProcesses) Locate(context.Context, nestbox.Selector, nestbox.Since, nestbox.Stream) (int64, error) {
+	return 0, nestbox.Errorf(nestbox.CodeUnsupported, "not scripted")
+}
+
 func (p scriptedProcesses) Attach(ctx context.Context, sel nestbox.Selector, attach guest.Attach) (guest.OutputReader, error) {
 	return p.s.attach(ctx, sel, attach)
 }

@@ -81,6 +81,8 @@ func RunProcesses(t *testing.T, newGuest func(t *testing.T) guest.Guest) {
 		"Timeout":          testTimeout,
 		"TimeoutNotUsed":   testTimeoutNotUsed,
 		"IdleTimeout":      testIdleTimeout,
+		"LocateLines":      testLocateLines,
+		"LogTimes":         testLogTimes,
 		"Merge":            testMerge,
 	} {
 		t.Run(name, func(t *testing.T) {

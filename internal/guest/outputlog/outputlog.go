@@ -8,9 +8,11 @@ package outputlog
 
 import (
 	"errors"
+	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/nestbox/nestbox"
 )
@@ -37,6 +39,7 @@ var StreamNames = [...]nestbox.Stream{Stdout: nestbox.Stdout, Stderr: nestbox.St
 // the memory that readers look at.
 type Log struct {
 	budget    *Budget
+	begun     time.Time
 	maxMemory int64
 	maxDisk   int64 // bytes of output
 	maxSlab   int   // bytes of a slab together with its runs in memory
@@ -67,6 +70,7 @@ type Log struct {
 // slab is a piece of a log. Its fields are guarded by the log's mu.
 type slab struct {
 	base int64
+	last tick   // of its newest bytes
 	size int    // bytes that are written
 	buf  []byte // in memory; nil when on disk
 	runs []run  // in memory
@@ -76,17 +80,35 @@ type slab struct {
 }
 
 // run says that bytes of a slab, from the end of the run before up to end,
-// come from one stream. It is end<<streamBits | stream.
-type run uint32
+// come from one stream and were read within one tick.
+type run struct {
+	pos uint32 // end<<streamBits | stream
+	at  tick
+}
 
 const (
 	streamBits = 2
 	streamMask = 1<<streamBits - 1
+	runBytes   = 8 // of a run in memory
 )
 
-func newRun(end, stream int) run { return run(end<<streamBits | stream) }
-func (r run) end() int           { return int(r >> streamBits) }
-func (r run) stream() int        { return int(r & streamMask) }
+// tick is a time: so many nestbox.LogTick after the log was begun. It ends after a year
+// and four months.
+type tick uint32
+
+func newRun(end, stream int, at tick) run { return run{uint32(end<<streamBits | stream), at} }
+func (r run) end() int                    { return int(r.pos >> streamBits) }
+func (r run) stream() int                 { return int(r.pos & streamMask) }
+
+// now returns the current tick.
+func (l *Log) now() tick { return l.tickAt(time.Now()) }
+
+// tickAt returns the tick of a time.
+func (l *Log) tickAt(t time.Time) tick {
+	return tick(min(max(0, t.Sub(l.begun)/nestbox.LogTick), math.MaxUint32))
+}
+
+func (l *Log) timeOf(t tick) time.Time { return l.begun.Add(time.Duration(t) * nestbox.LogTick) }
 
 func (s *slab) end() int64 { return s.base + int64(s.size) }
 
@@ -94,6 +116,7 @@ func (s *slab) end() int64 { return s.base + int64(s.size) }
 func New(b *Budget, streams int) *Log {
 	return &Log{
 		budget:    b,
+		begun:     time.Now(),
 		maxMemory: b.limits.Memory,
 		maxDisk:   max(0, b.limits.Disk),
 		maxSlab:   int(min(maxSlab, b.limits.Memory/4)),
@@ -112,7 +135,7 @@ func (l *Log) Fill(stream int, read func([]byte) (int, error)) (int, error) {
 
 func (l *Log) fillLocked(stream int, read func([]byte) (int, error)) (int, error) {
 	tail, fresh := l.tail()
-	free := min(cap(tail.buf), l.maxSlab-4*(len(tail.runs)+1))
+	free := min(cap(tail.buf), l.maxSlab-runBytes*(len(tail.runs)+1))
 	n, err := read(tail.buf[len(tail.buf):free])
 	if n <= 0 {
 		if fresh {
@@ -139,7 +162,7 @@ func (l *Log) tail() (s *slab, fresh bool) {
 	defer l.mu.Unlock()
 	if n := len(l.slabs); n > 0 {
 		last := l.slabs[n-1]
-		free := min(cap(last.buf), l.maxSlab-4*(len(last.runs)+1)) - len(last.buf)
+		free := min(cap(last.buf), l.maxSlab-runBytes*(len(last.runs)+1)) - len(last.buf)
 		if last.buf != nil && free > 0 && free >= cap(last.buf)/16 {
 			return last, false
 		}
@@ -157,7 +180,7 @@ func (l *Log) publish(tail *slab, fresh bool, stream, n int) {
 	}
 	tail.buf = tail.buf[:tail.size+n]
 	tail.size += n
-	tail.addRun(tail.size, stream)
+	tail.addRun(tail.size, stream, l.now())
 	l.end += int64(n)
 	l.written[stream] += int64(n)
 	l.broadcast()
@@ -201,7 +224,7 @@ func (l *Log) first(i int) int {
 	for i > 0 {
 		s := l.slabs[i-1]
 		runs += int(s.disk.size) - s.size // at least a byte each
-		if s.disk.size == 0 || s.size > size || size+s.size+4*runs > l.maxSlab {
+		if s.disk.size == 0 || s.size > size || size+s.size+runBytes*runs > l.maxSlab {
 			break
 		}
 		size += s.size
@@ -213,7 +236,7 @@ func (l *Log) first(i int) int {
 // join returns old slabs on disk and the one in memory that follows them as one.
 func (l *Log) join(old []*slab, s *slab) (whole *slab, err error) {
 	if len(old) == 0 {
-		return &slab{base: s.base, size: s.size, buf: s.buf, runs: s.runs}, nil
+		return &slab{base: s.base, last: s.last, size: s.size, buf: s.buf, runs: s.runs}, nil
 	}
 	whole = &slab{base: old[0].base, buf: make([]byte, 0, s.end()-old[0].base)}
 	for _, part := range append(old, s) {
@@ -224,7 +247,7 @@ func (l *Log) join(old []*slab, s *slab) (whole *slab, err error) {
 			}
 		}
 		for _, r := range runs {
-			whole.addRun(whole.size+r.end(), r.stream())
+			whole.addRun(whole.size+r.end(), r.stream(), r.at)
 		}
 		whole.buf = append(whole.buf, buf...)
 		whole.size += part.size
@@ -232,13 +255,14 @@ func (l *Log) join(old []*slab, s *slab) (whole *slab, err error) {
 	return whole, nil
 }
 
-// addRun says of which stream the bytes up to end are.
-func (s *slab) addRun(end, stream int) {
-	if k := len(s.runs); k > 0 && s.runs[k-1].stream() == stream {
-		s.runs[k-1] = newRun(end, stream)
+// addRun says of which stream the bytes up to end are, and when they were read.
+func (s *slab) addRun(end, stream int, at tick) {
+	s.last = at
+	if k := len(s.runs); k > 0 && s.runs[k-1].stream() == stream && s.runs[k-1].at == at {
+		s.runs[k-1] = newRun(end, stream, at)
 		return
 	}
-	s.runs = append(s.runs, newRun(end, stream))
+	s.runs = append(s.runs, newRun(end, stream, at))
 }
 
 // replace puts a slab that was stored in the place of those that it was made of,

@@ -13,7 +13,8 @@ import (
 // event, a slab or a copy: of a part of one if there are many readers, all of
 // which might stop where they are.
 type Reader struct {
-	log *Log
+	log   *Log
+	times bool // events are to have them
 
 	// Guarded by the log's mu.
 	pos      int64
@@ -50,8 +51,10 @@ func (l *Log) Attach(how guest.Attach) (*Reader, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	since := how.Since
-	r := &Reader{log: l, pos: since.Offset, done: make(chan struct{})}
+	r := &Reader{log: l, times: how.Times, pos: since.Offset, done: make(chan struct{})}
 	switch {
+	case since.Sought():
+		return nil, nestbox.Errorf(nestbox.CodeInvalid, "lines and times are to be located first")
 	case since.Offset < 0 || since.Tail < 0:
 		return nil, nestbox.Errorf(nestbox.CodeInvalid, "an output offset is not negative")
 	case since.Now:
@@ -72,7 +75,7 @@ func (l *Log) Attach(how guest.Attach) (*Reader, error) {
 var errStopped = nestbox.Errorf(nestbox.CodeUnavailable, "the capsule's daemon is stopping")
 
 // Next returns what comes next: as much of one stream as there is in one
-// piece, without a copy if it is in memory.
+// piece, and with times was read at one time, without a copy if it is in memory.
 func (r *Reader) Next(ctx context.Context) (nestbox.OutputEvent, error) {
 	for {
 		if ctx.Err() != nil {
@@ -151,14 +154,23 @@ func (r *Reader) step() (event nestbox.OutputEvent, onDisk *slab, changed chan s
 func (r *Reader) data(s *slab, most int) nestbox.OutputEvent {
 	l := r.log
 	from := int(r.pos - s.base)
-	run := s.runs[sort.Search(len(s.runs), func(i int) bool { return s.runs[i].end() > from })]
-	to := min(run.end(), from+most)
+	i := sort.Search(len(s.runs), func(i int) bool { return s.runs[i].end() > from })
+	run := s.runs[i]
+	if !r.times {
+		for i+1 < len(s.runs) && s.runs[i+1].stream() == run.stream() {
+			i++
+		}
+	}
+	to := min(s.runs[i].end(), from+most)
 	if l.exit != nil && !r.exitSent && l.exitAt > r.pos {
 		to = min(to, int(l.exitAt-s.base))
 	}
 	event := nestbox.OutputEvent{
 		Kind: nestbox.EventData, Stream: StreamNames[run.stream()],
 		Offset: r.pos, Data: s.buf[from:to:to],
+	}
+	if r.times {
+		event.At = l.timeOf(run.at)
 	}
 	r.pos = event.End()
 	l.makeRoom()

@@ -46,15 +46,28 @@ func newSpillFile(b *Budget) (*spillFile, error) {
 	return &spillFile{file: file, budget: b}, nil
 }
 
+// An entry of an index is a run: how many bytes it has, of which stream they are, and
+// whether how many ticks later than the run before they were read follows.
+const (
+	entryBits  = streamBits + 1
+	entryLater = 1 << streamBits
+)
+
 // store writes a slab's bytes, and its runs as an index, and returns where. It
 // fails with errNoRoom if there is none and there may not be more, and with
 // another error if the disk does not take it.
 func (f *spillFile) store(s *slab) (extent, error) {
 	f.index = f.index[:0]
-	from := 0
+	from, at := 0, tick(0)
 	for _, r := range s.runs {
-		f.index = binary.AppendUvarint(f.index, uint64(r.end()-from)<<streamBits|uint64(r.stream()))
-		from = r.end()
+		entry := uint64(r.end()-from)<<entryBits | uint64(r.stream())
+		if r.at != at {
+			f.index = binary.AppendUvarint(f.index, entry|entryLater)
+			f.index = binary.AppendUvarint(f.index, uint64(r.at-at))
+		} else {
+			f.index = binary.AppendUvarint(f.index, entry)
+		}
+		from, at = r.end(), r.at
 	}
 	where, err := f.take(int64(len(s.buf) + len(f.index)))
 	if err != nil {
@@ -134,15 +147,23 @@ func (f *spillFile) load(where extent, size, from, to int, buf []byte) ([]byte, 
 		return data[:0], nil, err
 	}
 	var runs []run
-	end := 0
+	end, at := 0, tick(0)
 	for len(index) > 0 {
 		n, used := binary.Uvarint(index)
 		if used <= 0 {
 			break
 		}
-		end += int(n >> streamBits)
+		if n&entryLater != 0 {
+			later, more := binary.Uvarint(index[used:])
+			if more <= 0 {
+				break
+			}
+			at += tick(later)
+			used += more
+		}
+		end += int(n >> entryBits)
 		if end > from && (len(runs) == 0 || runs[len(runs)-1].end() < to-from) {
-			runs = append(runs, newRun(min(end, to)-from, int(n&streamMask)))
+			runs = append(runs, newRun(min(end, to)-from, int(n&streamMask), at))
 		}
 		index = index[used:]
 	}

@@ -754,6 +754,7 @@ type AttachOptions struct {
 	Offset        int64                  `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"`
 	Tail          int64                  `protobuf:"varint,3,opt,name=tail,proto3" json:"tail,omitempty"`
 	Lossless      bool                   `protobuf:"varint,4,opt,name=lossless,proto3" json:"lossless,omitempty"`
+	Times         bool                   `protobuf:"varint,5,opt,name=times,proto3" json:"times,omitempty"` // needs the feature locate
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -812,6 +813,13 @@ func (x *AttachOptions) GetTail() int64 {
 func (x *AttachOptions) GetLossless() bool {
 	if x != nil {
 		return x.Lossless
+	}
+	return false
+}
+
+func (x *AttachOptions) GetTimes() bool {
+	if x != nil {
+		return x.Times
 	}
 	return false
 }
@@ -1440,6 +1448,118 @@ func (x *AttachResponse) GetEvent() *OutputEvent {
 	return nil
 }
 
+type LocateRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Selector      *Selector              `protobuf:"bytes,1,opt,name=selector,proto3" json:"selector,omitempty"`
+	Lines         int64                  `protobuf:"varint,2,opt,name=lines,proto3" json:"lines,omitempty"` // 0 = not asked for
+	After         *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=after,proto3" json:"after,omitempty"`  // absent = not asked for
+	Stream        string                 `protobuf:"bytes,4,opt,name=stream,proto3" json:"stream,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LocateRequest) Reset() {
+	*x = LocateRequest{}
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LocateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LocateRequest) ProtoMessage() {}
+
+func (x *LocateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LocateRequest.ProtoReflect.Descriptor instead.
+func (*LocateRequest) Descriptor() ([]byte, []int) {
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *LocateRequest) GetSelector() *Selector {
+	if x != nil {
+		return x.Selector
+	}
+	return nil
+}
+
+func (x *LocateRequest) GetLines() int64 {
+	if x != nil {
+		return x.Lines
+	}
+	return 0
+}
+
+func (x *LocateRequest) GetAfter() *timestamppb.Timestamp {
+	if x != nil {
+		return x.After
+	}
+	return nil
+}
+
+func (x *LocateRequest) GetStream() string {
+	if x != nil {
+		return x.Stream
+	}
+	return ""
+}
+
+type LocateResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Offset        int64                  `protobuf:"varint,1,opt,name=offset,proto3" json:"offset,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LocateResponse) Reset() {
+	*x = LocateResponse{}
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LocateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LocateResponse) ProtoMessage() {}
+
+func (x *LocateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LocateResponse.ProtoReflect.Descriptor instead.
+func (*LocateResponse) Descriptor() ([]byte, []int) {
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *LocateResponse) GetOffset() int64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
 type WriteStdinRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Selector      *Selector              `protobuf:"bytes,1,opt,name=selector,proto3" json:"selector,omitempty"`
@@ -1451,7 +1571,7 @@ type WriteStdinRequest struct {
 
 func (x *WriteStdinRequest) Reset() {
 	*x = WriteStdinRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[20]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1463,7 +1583,7 @@ func (x *WriteStdinRequest) String() string {
 func (*WriteStdinRequest) ProtoMessage() {}
 
 func (x *WriteStdinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[20]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1476,7 +1596,7 @@ func (x *WriteStdinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteStdinRequest.ProtoReflect.Descriptor instead.
 func (*WriteStdinRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{20}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *WriteStdinRequest) GetSelector() *Selector {
@@ -1508,7 +1628,7 @@ type WriteStdinResponse struct {
 
 func (x *WriteStdinResponse) Reset() {
 	*x = WriteStdinResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[21]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1520,7 +1640,7 @@ func (x *WriteStdinResponse) String() string {
 func (*WriteStdinResponse) ProtoMessage() {}
 
 func (x *WriteStdinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[21]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1533,7 +1653,7 @@ func (x *WriteStdinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteStdinResponse.ProtoReflect.Descriptor instead.
 func (*WriteStdinResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{21}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{23}
 }
 
 type ResizeRequest struct {
@@ -1547,7 +1667,7 @@ type ResizeRequest struct {
 
 func (x *ResizeRequest) Reset() {
 	*x = ResizeRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[22]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1559,7 +1679,7 @@ func (x *ResizeRequest) String() string {
 func (*ResizeRequest) ProtoMessage() {}
 
 func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[22]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1572,7 +1692,7 @@ func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{22}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ResizeRequest) GetSelector() *Selector {
@@ -1604,7 +1724,7 @@ type ResizeResponse struct {
 
 func (x *ResizeResponse) Reset() {
 	*x = ResizeResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[23]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1616,7 +1736,7 @@ func (x *ResizeResponse) String() string {
 func (*ResizeResponse) ProtoMessage() {}
 
 func (x *ResizeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[23]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1629,7 +1749,7 @@ func (x *ResizeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeResponse.ProtoReflect.Descriptor instead.
 func (*ResizeResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{23}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{25}
 }
 
 type SignalRequest struct {
@@ -1642,7 +1762,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[24]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1654,7 +1774,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[24]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1667,7 +1787,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{24}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *SignalRequest) GetSelector() *Selector {
@@ -1692,7 +1812,7 @@ type SignalResponse struct {
 
 func (x *SignalResponse) Reset() {
 	*x = SignalResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[25]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1704,7 +1824,7 @@ func (x *SignalResponse) String() string {
 func (*SignalResponse) ProtoMessage() {}
 
 func (x *SignalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[25]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1717,7 +1837,7 @@ func (x *SignalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalResponse.ProtoReflect.Descriptor instead.
 func (*SignalResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{25}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{27}
 }
 
 type KillRequest struct {
@@ -1731,7 +1851,7 @@ type KillRequest struct {
 
 func (x *KillRequest) Reset() {
 	*x = KillRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[26]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1743,7 +1863,7 @@ func (x *KillRequest) String() string {
 func (*KillRequest) ProtoMessage() {}
 
 func (x *KillRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[26]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1756,7 +1876,7 @@ func (x *KillRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KillRequest.ProtoReflect.Descriptor instead.
 func (*KillRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{26}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *KillRequest) GetSelector() *Selector {
@@ -1789,7 +1909,7 @@ type KillResponse struct {
 
 func (x *KillResponse) Reset() {
 	*x = KillResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[27]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1801,7 +1921,7 @@ func (x *KillResponse) String() string {
 func (*KillResponse) ProtoMessage() {}
 
 func (x *KillResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[27]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1814,7 +1934,7 @@ func (x *KillResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KillResponse.ProtoReflect.Descriptor instead.
 func (*KillResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{27}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *KillResponse) GetProcess() *Process {
@@ -1833,7 +1953,7 @@ type KillBiggestRequest struct {
 
 func (x *KillBiggestRequest) Reset() {
 	*x = KillBiggestRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[28]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1845,7 +1965,7 @@ func (x *KillBiggestRequest) String() string {
 func (*KillBiggestRequest) ProtoMessage() {}
 
 func (x *KillBiggestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[28]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1858,7 +1978,7 @@ func (x *KillBiggestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KillBiggestRequest.ProtoReflect.Descriptor instead.
 func (*KillBiggestRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{28}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *KillBiggestRequest) GetUsed() int64 {
@@ -1878,7 +1998,7 @@ type KillBiggestResponse struct {
 
 func (x *KillBiggestResponse) Reset() {
 	*x = KillBiggestResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[29]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1890,7 +2010,7 @@ func (x *KillBiggestResponse) String() string {
 func (*KillBiggestResponse) ProtoMessage() {}
 
 func (x *KillBiggestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[29]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1903,7 +2023,7 @@ func (x *KillBiggestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KillBiggestResponse.ProtoReflect.Descriptor instead.
 func (*KillBiggestResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{29}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *KillBiggestResponse) GetProcess() *Process {
@@ -1937,7 +2057,7 @@ type FileInfo struct {
 
 func (x *FileInfo) Reset() {
 	*x = FileInfo{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[30]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1949,7 +2069,7 @@ func (x *FileInfo) String() string {
 func (*FileInfo) ProtoMessage() {}
 
 func (x *FileInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[30]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1962,7 +2082,7 @@ func (x *FileInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileInfo.ProtoReflect.Descriptor instead.
 func (*FileInfo) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{30}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *FileInfo) GetName() string {
@@ -2038,7 +2158,7 @@ type ReadFileRequest struct {
 
 func (x *ReadFileRequest) Reset() {
 	*x = ReadFileRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[31]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2050,7 +2170,7 @@ func (x *ReadFileRequest) String() string {
 func (*ReadFileRequest) ProtoMessage() {}
 
 func (x *ReadFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[31]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2063,7 +2183,7 @@ func (x *ReadFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadFileRequest.ProtoReflect.Descriptor instead.
 func (*ReadFileRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{31}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ReadFileRequest) GetPath() string {
@@ -2094,7 +2214,7 @@ type ReadFileResponse struct {
 
 func (x *ReadFileResponse) Reset() {
 	*x = ReadFileResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[32]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2106,7 +2226,7 @@ func (x *ReadFileResponse) String() string {
 func (*ReadFileResponse) ProtoMessage() {}
 
 func (x *ReadFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[32]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2119,7 +2239,7 @@ func (x *ReadFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadFileResponse.ProtoReflect.Descriptor instead.
 func (*ReadFileResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{32}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ReadFileResponse) GetMessage() isReadFileResponse_Message {
@@ -2192,7 +2312,7 @@ type WriteFileRequest struct {
 
 func (x *WriteFileRequest) Reset() {
 	*x = WriteFileRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[33]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2204,7 +2324,7 @@ func (x *WriteFileRequest) String() string {
 func (*WriteFileRequest) ProtoMessage() {}
 
 func (x *WriteFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[33]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2217,7 +2337,7 @@ func (x *WriteFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileRequest.ProtoReflect.Descriptor instead.
 func (*WriteFileRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{33}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *WriteFileRequest) GetMessage() isWriteFileRequest_Message {
@@ -2291,7 +2411,7 @@ type WriteFileHeader struct {
 
 func (x *WriteFileHeader) Reset() {
 	*x = WriteFileHeader{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[34]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2303,7 +2423,7 @@ func (x *WriteFileHeader) String() string {
 func (*WriteFileHeader) ProtoMessage() {}
 
 func (x *WriteFileHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[34]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2316,7 +2436,7 @@ func (x *WriteFileHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileHeader.ProtoReflect.Descriptor instead.
 func (*WriteFileHeader) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{34}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *WriteFileHeader) GetPath() string {
@@ -2377,7 +2497,7 @@ type WriteFileResponse struct {
 
 func (x *WriteFileResponse) Reset() {
 	*x = WriteFileResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[35]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2389,7 +2509,7 @@ func (x *WriteFileResponse) String() string {
 func (*WriteFileResponse) ProtoMessage() {}
 
 func (x *WriteFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[35]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2402,7 +2522,7 @@ func (x *WriteFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileResponse.ProtoReflect.Descriptor instead.
 func (*WriteFileResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{35}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *WriteFileResponse) GetInfo() *FileInfo {
@@ -2422,7 +2542,7 @@ type PutFileRequest struct {
 
 func (x *PutFileRequest) Reset() {
 	*x = PutFileRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[36]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2434,7 +2554,7 @@ func (x *PutFileRequest) String() string {
 func (*PutFileRequest) ProtoMessage() {}
 
 func (x *PutFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[36]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2447,7 +2567,7 @@ func (x *PutFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutFileRequest.ProtoReflect.Descriptor instead.
 func (*PutFileRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{36}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *PutFileRequest) GetHeader() *WriteFileHeader {
@@ -2473,7 +2593,7 @@ type PutFileResponse struct {
 
 func (x *PutFileResponse) Reset() {
 	*x = PutFileResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[37]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2485,7 +2605,7 @@ func (x *PutFileResponse) String() string {
 func (*PutFileResponse) ProtoMessage() {}
 
 func (x *PutFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[37]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2498,7 +2618,7 @@ func (x *PutFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutFileResponse.ProtoReflect.Descriptor instead.
 func (*PutFileResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{37}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *PutFileResponse) GetInfo() *FileInfo {
@@ -2517,7 +2637,7 @@ type StatFileRequest struct {
 
 func (x *StatFileRequest) Reset() {
 	*x = StatFileRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[38]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2529,7 +2649,7 @@ func (x *StatFileRequest) String() string {
 func (*StatFileRequest) ProtoMessage() {}
 
 func (x *StatFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[38]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2542,7 +2662,7 @@ func (x *StatFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatFileRequest.ProtoReflect.Descriptor instead.
 func (*StatFileRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{38}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *StatFileRequest) GetPath() string {
@@ -2561,7 +2681,7 @@ type StatFileResponse struct {
 
 func (x *StatFileResponse) Reset() {
 	*x = StatFileResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[39]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2573,7 +2693,7 @@ func (x *StatFileResponse) String() string {
 func (*StatFileResponse) ProtoMessage() {}
 
 func (x *StatFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[39]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2586,7 +2706,7 @@ func (x *StatFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatFileResponse.ProtoReflect.Descriptor instead.
 func (*StatFileResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{39}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *StatFileResponse) GetInfo() *FileInfo {
@@ -2606,7 +2726,7 @@ type ListFilesRequest struct {
 
 func (x *ListFilesRequest) Reset() {
 	*x = ListFilesRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[40]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2618,7 +2738,7 @@ func (x *ListFilesRequest) String() string {
 func (*ListFilesRequest) ProtoMessage() {}
 
 func (x *ListFilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[40]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2631,7 +2751,7 @@ func (x *ListFilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListFilesRequest.ProtoReflect.Descriptor instead.
 func (*ListFilesRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{40}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ListFilesRequest) GetPath() string {
@@ -2657,7 +2777,7 @@ type ListFilesResponse struct {
 
 func (x *ListFilesResponse) Reset() {
 	*x = ListFilesResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[41]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2669,7 +2789,7 @@ func (x *ListFilesResponse) String() string {
 func (*ListFilesResponse) ProtoMessage() {}
 
 func (x *ListFilesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[41]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2682,7 +2802,7 @@ func (x *ListFilesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListFilesResponse.ProtoReflect.Descriptor instead.
 func (*ListFilesResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{41}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ListFilesResponse) GetEntries() []*FileInfo {
@@ -2701,7 +2821,7 @@ type MkdirRequest struct {
 
 func (x *MkdirRequest) Reset() {
 	*x = MkdirRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[42]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2713,7 +2833,7 @@ func (x *MkdirRequest) String() string {
 func (*MkdirRequest) ProtoMessage() {}
 
 func (x *MkdirRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[42]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2726,7 +2846,7 @@ func (x *MkdirRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MkdirRequest.ProtoReflect.Descriptor instead.
 func (*MkdirRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{42}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *MkdirRequest) GetPath() string {
@@ -2745,7 +2865,7 @@ type MkdirResponse struct {
 
 func (x *MkdirResponse) Reset() {
 	*x = MkdirResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[43]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2757,7 +2877,7 @@ func (x *MkdirResponse) String() string {
 func (*MkdirResponse) ProtoMessage() {}
 
 func (x *MkdirResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[43]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2770,7 +2890,7 @@ func (x *MkdirResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MkdirResponse.ProtoReflect.Descriptor instead.
 func (*MkdirResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{43}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *MkdirResponse) GetInfo() *FileInfo {
@@ -2789,7 +2909,7 @@ type RemoveFileRequest struct {
 
 func (x *RemoveFileRequest) Reset() {
 	*x = RemoveFileRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[44]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2801,7 +2921,7 @@ func (x *RemoveFileRequest) String() string {
 func (*RemoveFileRequest) ProtoMessage() {}
 
 func (x *RemoveFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[44]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2814,7 +2934,7 @@ func (x *RemoveFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveFileRequest.ProtoReflect.Descriptor instead.
 func (*RemoveFileRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{44}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *RemoveFileRequest) GetPath() string {
@@ -2832,7 +2952,7 @@ type RemoveFileResponse struct {
 
 func (x *RemoveFileResponse) Reset() {
 	*x = RemoveFileResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[45]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2844,7 +2964,7 @@ func (x *RemoveFileResponse) String() string {
 func (*RemoveFileResponse) ProtoMessage() {}
 
 func (x *RemoveFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[45]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2857,7 +2977,7 @@ func (x *RemoveFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveFileResponse.ProtoReflect.Descriptor instead.
 func (*RemoveFileResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{45}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{47}
 }
 
 type PackFilesRequest struct {
@@ -2871,7 +2991,7 @@ type PackFilesRequest struct {
 
 func (x *PackFilesRequest) Reset() {
 	*x = PackFilesRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[46]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2883,7 +3003,7 @@ func (x *PackFilesRequest) String() string {
 func (*PackFilesRequest) ProtoMessage() {}
 
 func (x *PackFilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[46]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2896,7 +3016,7 @@ func (x *PackFilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PackFilesRequest.ProtoReflect.Descriptor instead.
 func (*PackFilesRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{46}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *PackFilesRequest) GetPath() string {
@@ -2936,7 +3056,7 @@ type PackFilesResponse struct {
 
 func (x *PackFilesResponse) Reset() {
 	*x = PackFilesResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[47]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2948,7 +3068,7 @@ func (x *PackFilesResponse) String() string {
 func (*PackFilesResponse) ProtoMessage() {}
 
 func (x *PackFilesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[47]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2961,7 +3081,7 @@ func (x *PackFilesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PackFilesResponse.ProtoReflect.Descriptor instead.
 func (*PackFilesResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{47}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *PackFilesResponse) GetMessage() isPackFilesResponse_Message {
@@ -3014,7 +3134,7 @@ type PackResult struct {
 
 func (x *PackResult) Reset() {
 	*x = PackResult{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[48]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3026,7 +3146,7 @@ func (x *PackResult) String() string {
 func (*PackResult) ProtoMessage() {}
 
 func (x *PackResult) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[48]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3039,7 +3159,7 @@ func (x *PackResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PackResult.ProtoReflect.Descriptor instead.
 func (*PackResult) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{48}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *PackResult) GetWarnings() []string {
@@ -3063,7 +3183,7 @@ type UnpackFilesRequest struct {
 
 func (x *UnpackFilesRequest) Reset() {
 	*x = UnpackFilesRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[49]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3075,7 +3195,7 @@ func (x *UnpackFilesRequest) String() string {
 func (*UnpackFilesRequest) ProtoMessage() {}
 
 func (x *UnpackFilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[49]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3088,7 +3208,7 @@ func (x *UnpackFilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpackFilesRequest.ProtoReflect.Descriptor instead.
 func (*UnpackFilesRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{49}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *UnpackFilesRequest) GetMessage() isUnpackFilesRequest_Message {
@@ -3159,7 +3279,7 @@ type UnpackFilesHeader struct {
 
 func (x *UnpackFilesHeader) Reset() {
 	*x = UnpackFilesHeader{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[50]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3171,7 +3291,7 @@ func (x *UnpackFilesHeader) String() string {
 func (*UnpackFilesHeader) ProtoMessage() {}
 
 func (x *UnpackFilesHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[50]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3184,7 +3304,7 @@ func (x *UnpackFilesHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpackFilesHeader.ProtoReflect.Descriptor instead.
 func (*UnpackFilesHeader) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{50}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *UnpackFilesHeader) GetPath() string {
@@ -3226,7 +3346,7 @@ type UnpackFilesResponse struct {
 
 func (x *UnpackFilesResponse) Reset() {
 	*x = UnpackFilesResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[51]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3238,7 +3358,7 @@ func (x *UnpackFilesResponse) String() string {
 func (*UnpackFilesResponse) ProtoMessage() {}
 
 func (x *UnpackFilesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[51]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3251,7 +3371,7 @@ func (x *UnpackFilesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpackFilesResponse.ProtoReflect.Descriptor instead.
 func (*UnpackFilesResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{51}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *UnpackFilesResponse) GetEntries() int64 {
@@ -3285,7 +3405,7 @@ type WatchFilesRequest struct {
 
 func (x *WatchFilesRequest) Reset() {
 	*x = WatchFilesRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[52]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3297,7 +3417,7 @@ func (x *WatchFilesRequest) String() string {
 func (*WatchFilesRequest) ProtoMessage() {}
 
 func (x *WatchFilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[52]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3310,7 +3430,7 @@ func (x *WatchFilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchFilesRequest.ProtoReflect.Descriptor instead.
 func (*WatchFilesRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{52}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *WatchFilesRequest) GetPath() string {
@@ -3339,7 +3459,7 @@ type WatchFilesResponse struct {
 
 func (x *WatchFilesResponse) Reset() {
 	*x = WatchFilesResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[53]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3351,7 +3471,7 @@ func (x *WatchFilesResponse) String() string {
 func (*WatchFilesResponse) ProtoMessage() {}
 
 func (x *WatchFilesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[53]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3364,7 +3484,7 @@ func (x *WatchFilesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchFilesResponse.ProtoReflect.Descriptor instead.
 func (*WatchFilesResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{53}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *WatchFilesResponse) GetEvents() []*FileEvent {
@@ -3393,7 +3513,7 @@ type FileEvent struct {
 
 func (x *FileEvent) Reset() {
 	*x = FileEvent{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[54]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3405,7 +3525,7 @@ func (x *FileEvent) String() string {
 func (*FileEvent) ProtoMessage() {}
 
 func (x *FileEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[54]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3418,7 +3538,7 @@ func (x *FileEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileEvent.ProtoReflect.Descriptor instead.
 func (*FileEvent) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{54}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *FileEvent) GetType() string {
@@ -3454,13 +3574,14 @@ type OutputEvent_Data struct {
 	Stream        Stream                 `protobuf:"varint,1,opt,name=stream,proto3,enum=nestbox.guest.v1.Stream" json:"stream,omitempty"` // was a boolean, of which the wire form is the same
 	Offset        int64                  `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"`
 	Data          []byte                 `protobuf:"bytes,3,opt,name=data,proto3" json:"data,omitempty"`
+	At            int64                  `protobuf:"varint,4,opt,name=at,proto3" json:"at,omitempty"` // milliseconds since 1970; 0 = not asked for
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *OutputEvent_Data) Reset() {
 	*x = OutputEvent_Data{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[56]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3472,7 +3593,7 @@ func (x *OutputEvent_Data) String() string {
 func (*OutputEvent_Data) ProtoMessage() {}
 
 func (x *OutputEvent_Data) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[56]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3509,6 +3630,13 @@ func (x *OutputEvent_Data) GetData() []byte {
 	return nil
 }
 
+func (x *OutputEvent_Data) GetAt() int64 {
+	if x != nil {
+		return x.At
+	}
+	return 0
+}
+
 type OutputEvent_Gap struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	From          int64                  `protobuf:"varint,1,opt,name=from,proto3" json:"from,omitempty"`
@@ -3519,7 +3647,7 @@ type OutputEvent_Gap struct {
 
 func (x *OutputEvent_Gap) Reset() {
 	*x = OutputEvent_Gap{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[57]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3531,7 +3659,7 @@ func (x *OutputEvent_Gap) String() string {
 func (*OutputEvent_Gap) ProtoMessage() {}
 
 func (x *OutputEvent_Gap) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[57]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3571,7 +3699,7 @@ type OutputEvent_ExitEvent struct {
 
 func (x *OutputEvent_ExitEvent) Reset() {
 	*x = OutputEvent_ExitEvent{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[58]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3583,7 +3711,7 @@ func (x *OutputEvent_ExitEvent) String() string {
 func (*OutputEvent_ExitEvent) ProtoMessage() {}
 
 func (x *OutputEvent_ExitEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[58]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3622,7 +3750,7 @@ type OutputEvent_Closed struct {
 
 func (x *OutputEvent_Closed) Reset() {
 	*x = OutputEvent_Closed{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[59]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3634,7 +3762,7 @@ func (x *OutputEvent_Closed) String() string {
 func (*OutputEvent_Closed) ProtoMessage() {}
 
 func (x *OutputEvent_Closed) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[59]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3667,7 +3795,7 @@ type OutputEvent_Alive struct {
 
 func (x *OutputEvent_Alive) Reset() {
 	*x = OutputEvent_Alive{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[60]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3679,7 +3807,7 @@ func (x *OutputEvent_Alive) String() string {
 func (*OutputEvent_Alive) ProtoMessage() {}
 
 func (x *OutputEvent_Alive) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[60]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3758,22 +3886,24 @@ const file_nestbox_guest_v1_guest_proto_rawDesc = "" +
 	"\x03pid\x18\x01 \x01(\x05H\x00R\x03pid\x12\x12\n" +
 	"\x03tag\x18\x02 \x01(\tH\x00R\x03tag\x12\x10\n" +
 	"\x02id\x18\x03 \x01(\x04H\x00R\x02idB\x04\n" +
-	"\x02by\"i\n" +
+	"\x02by\"\x7f\n" +
 	"\rAttachOptions\x12\x10\n" +
 	"\x03now\x18\x01 \x01(\bR\x03now\x12\x16\n" +
 	"\x06offset\x18\x02 \x01(\x03R\x06offset\x12\x12\n" +
 	"\x04tail\x18\x03 \x01(\x03R\x04tail\x12\x1a\n" +
-	"\blossless\x18\x04 \x01(\bR\blossless\"\xd0\x04\n" +
+	"\blossless\x18\x04 \x01(\bR\blossless\x12\x14\n" +
+	"\x05times\x18\x05 \x01(\bR\x05times\"\xe0\x04\n" +
 	"\vOutputEvent\x128\n" +
 	"\x04data\x18\x01 \x01(\v2\".nestbox.guest.v1.OutputEvent.DataH\x00R\x04data\x125\n" +
 	"\x03gap\x18\x02 \x01(\v2!.nestbox.guest.v1.OutputEvent.GapH\x00R\x03gap\x12=\n" +
 	"\x04exit\x18\x03 \x01(\v2'.nestbox.guest.v1.OutputEvent.ExitEventH\x00R\x04exit\x12>\n" +
 	"\x06closed\x18\x04 \x01(\v2$.nestbox.guest.v1.OutputEvent.ClosedH\x00R\x06closed\x12;\n" +
-	"\x05alive\x18\x05 \x01(\v2#.nestbox.guest.v1.OutputEvent.AliveH\x00R\x05alive\x1ad\n" +
+	"\x05alive\x18\x05 \x01(\v2#.nestbox.guest.v1.OutputEvent.AliveH\x00R\x05alive\x1at\n" +
 	"\x04Data\x120\n" +
 	"\x06stream\x18\x01 \x01(\x0e2\x18.nestbox.guest.v1.StreamR\x06stream\x12\x16\n" +
 	"\x06offset\x18\x02 \x01(\x03R\x06offset\x12\x12\n" +
-	"\x04data\x18\x03 \x01(\fR\x04data\x1a)\n" +
+	"\x04data\x18\x03 \x01(\fR\x04data\x12\x0e\n" +
+	"\x02at\x18\x04 \x01(\x03R\x02at\x1a)\n" +
 	"\x03Gap\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\x03R\x04from\x12\x0e\n" +
 	"\x02to\x18\x02 \x01(\x03R\x02to\x1aO\n" +
@@ -3808,7 +3938,14 @@ const file_nestbox_guest_v1_guest_proto_rawDesc = "" +
 	"\bselector\x18\x01 \x01(\v2\x1a.nestbox.guest.v1.SelectorR\bselector\x127\n" +
 	"\x06attach\x18\x02 \x01(\v2\x1f.nestbox.guest.v1.AttachOptionsR\x06attach\"E\n" +
 	"\x0eAttachResponse\x123\n" +
-	"\x05event\x18\x01 \x01(\v2\x1d.nestbox.guest.v1.OutputEventR\x05event\"q\n" +
+	"\x05event\x18\x01 \x01(\v2\x1d.nestbox.guest.v1.OutputEventR\x05event\"\xa7\x01\n" +
+	"\rLocateRequest\x126\n" +
+	"\bselector\x18\x01 \x01(\v2\x1a.nestbox.guest.v1.SelectorR\bselector\x12\x14\n" +
+	"\x05lines\x18\x02 \x01(\x03R\x05lines\x120\n" +
+	"\x05after\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05after\x12\x16\n" +
+	"\x06stream\x18\x04 \x01(\tR\x06stream\"(\n" +
+	"\x0eLocateResponse\x12\x16\n" +
+	"\x06offset\x18\x01 \x01(\x03R\x06offset\"q\n" +
 	"\x11WriteStdinRequest\x126\n" +
 	"\bselector\x18\x01 \x01(\v2\x1a.nestbox.guest.v1.SelectorR\bselector\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\x12\x10\n" +
@@ -3932,14 +4069,15 @@ const file_nestbox_guest_v1_guest_proto_rawDesc = "" +
 	"\rSTREAM_STDOUT\x10\x00\x12\x11\n" +
 	"\rSTREAM_STDERR\x10\x01\x12\x0e\n" +
 	"\n" +
-	"STREAM_PTY\x10\x022\xb4\r\n" +
+	"STREAM_PTY\x10\x022\x81\x0e\n" +
 	"\fGuestService\x12E\n" +
 	"\x04Ping\x12\x1d.nestbox.guest.v1.PingRequest\x1a\x1e.nestbox.guest.v1.PingResponse\x12J\n" +
 	"\x05Start\x12\x1e.nestbox.guest.v1.StartRequest\x1a\x1f.nestbox.guest.v1.StartResponse0\x01\x12E\n" +
 	"\x04List\x12\x1d.nestbox.guest.v1.ListRequest\x1a\x1e.nestbox.guest.v1.ListResponse\x12B\n" +
 	"\x03Get\x12\x1c.nestbox.guest.v1.GetRequest\x1a\x1d.nestbox.guest.v1.GetResponse\x12E\n" +
 	"\x04Wait\x12\x1d.nestbox.guest.v1.WaitRequest\x1a\x1e.nestbox.guest.v1.WaitResponse\x12M\n" +
-	"\x06Attach\x12\x1f.nestbox.guest.v1.AttachRequest\x1a .nestbox.guest.v1.AttachResponse0\x01\x12W\n" +
+	"\x06Attach\x12\x1f.nestbox.guest.v1.AttachRequest\x1a .nestbox.guest.v1.AttachResponse0\x01\x12K\n" +
+	"\x06Locate\x12\x1f.nestbox.guest.v1.LocateRequest\x1a .nestbox.guest.v1.LocateResponse\x12W\n" +
 	"\n" +
 	"WriteStdin\x12#.nestbox.guest.v1.WriteStdinRequest\x1a$.nestbox.guest.v1.WriteStdinResponse\x12K\n" +
 	"\x06Resize\x12\x1f.nestbox.guest.v1.ResizeRequest\x1a .nestbox.guest.v1.ResizeResponse\x12K\n" +
@@ -3972,7 +4110,7 @@ func file_nestbox_guest_v1_guest_proto_rawDescGZIP() []byte {
 }
 
 var file_nestbox_guest_v1_guest_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_nestbox_guest_v1_guest_proto_msgTypes = make([]protoimpl.MessageInfo, 61)
+var file_nestbox_guest_v1_guest_proto_msgTypes = make([]protoimpl.MessageInfo, 63)
 var file_nestbox_guest_v1_guest_proto_goTypes = []any{
 	(Stream)(0),                   // 0: nestbox.guest.v1.Stream
 	(*PingRequest)(nil),           // 1: nestbox.guest.v1.PingRequest
@@ -3995,66 +4133,68 @@ var file_nestbox_guest_v1_guest_proto_goTypes = []any{
 	(*WaitResponse)(nil),          // 18: nestbox.guest.v1.WaitResponse
 	(*AttachRequest)(nil),         // 19: nestbox.guest.v1.AttachRequest
 	(*AttachResponse)(nil),        // 20: nestbox.guest.v1.AttachResponse
-	(*WriteStdinRequest)(nil),     // 21: nestbox.guest.v1.WriteStdinRequest
-	(*WriteStdinResponse)(nil),    // 22: nestbox.guest.v1.WriteStdinResponse
-	(*ResizeRequest)(nil),         // 23: nestbox.guest.v1.ResizeRequest
-	(*ResizeResponse)(nil),        // 24: nestbox.guest.v1.ResizeResponse
-	(*SignalRequest)(nil),         // 25: nestbox.guest.v1.SignalRequest
-	(*SignalResponse)(nil),        // 26: nestbox.guest.v1.SignalResponse
-	(*KillRequest)(nil),           // 27: nestbox.guest.v1.KillRequest
-	(*KillResponse)(nil),          // 28: nestbox.guest.v1.KillResponse
-	(*KillBiggestRequest)(nil),    // 29: nestbox.guest.v1.KillBiggestRequest
-	(*KillBiggestResponse)(nil),   // 30: nestbox.guest.v1.KillBiggestResponse
-	(*FileInfo)(nil),              // 31: nestbox.guest.v1.FileInfo
-	(*ReadFileRequest)(nil),       // 32: nestbox.guest.v1.ReadFileRequest
-	(*ReadFileResponse)(nil),      // 33: nestbox.guest.v1.ReadFileResponse
-	(*WriteFileRequest)(nil),      // 34: nestbox.guest.v1.WriteFileRequest
-	(*WriteFileHeader)(nil),       // 35: nestbox.guest.v1.WriteFileHeader
-	(*WriteFileResponse)(nil),     // 36: nestbox.guest.v1.WriteFileResponse
-	(*PutFileRequest)(nil),        // 37: nestbox.guest.v1.PutFileRequest
-	(*PutFileResponse)(nil),       // 38: nestbox.guest.v1.PutFileResponse
-	(*StatFileRequest)(nil),       // 39: nestbox.guest.v1.StatFileRequest
-	(*StatFileResponse)(nil),      // 40: nestbox.guest.v1.StatFileResponse
-	(*ListFilesRequest)(nil),      // 41: nestbox.guest.v1.ListFilesRequest
-	(*ListFilesResponse)(nil),     // 42: nestbox.guest.v1.ListFilesResponse
-	(*MkdirRequest)(nil),          // 43: nestbox.guest.v1.MkdirRequest
-	(*MkdirResponse)(nil),         // 44: nestbox.guest.v1.MkdirResponse
-	(*RemoveFileRequest)(nil),     // 45: nestbox.guest.v1.RemoveFileRequest
-	(*RemoveFileResponse)(nil),    // 46: nestbox.guest.v1.RemoveFileResponse
-	(*PackFilesRequest)(nil),      // 47: nestbox.guest.v1.PackFilesRequest
-	(*PackFilesResponse)(nil),     // 48: nestbox.guest.v1.PackFilesResponse
-	(*PackResult)(nil),            // 49: nestbox.guest.v1.PackResult
-	(*UnpackFilesRequest)(nil),    // 50: nestbox.guest.v1.UnpackFilesRequest
-	(*UnpackFilesHeader)(nil),     // 51: nestbox.guest.v1.UnpackFilesHeader
-	(*UnpackFilesResponse)(nil),   // 52: nestbox.guest.v1.UnpackFilesResponse
-	(*WatchFilesRequest)(nil),     // 53: nestbox.guest.v1.WatchFilesRequest
-	(*WatchFilesResponse)(nil),    // 54: nestbox.guest.v1.WatchFilesResponse
-	(*FileEvent)(nil),             // 55: nestbox.guest.v1.FileEvent
-	nil,                           // 56: nestbox.guest.v1.ProcessSpec.EnvEntry
-	(*OutputEvent_Data)(nil),      // 57: nestbox.guest.v1.OutputEvent.Data
-	(*OutputEvent_Gap)(nil),       // 58: nestbox.guest.v1.OutputEvent.Gap
-	(*OutputEvent_ExitEvent)(nil), // 59: nestbox.guest.v1.OutputEvent.ExitEvent
-	(*OutputEvent_Closed)(nil),    // 60: nestbox.guest.v1.OutputEvent.Closed
-	(*OutputEvent_Alive)(nil),     // 61: nestbox.guest.v1.OutputEvent.Alive
-	(*timestamppb.Timestamp)(nil), // 62: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 63: google.protobuf.Duration
+	(*LocateRequest)(nil),         // 21: nestbox.guest.v1.LocateRequest
+	(*LocateResponse)(nil),        // 22: nestbox.guest.v1.LocateResponse
+	(*WriteStdinRequest)(nil),     // 23: nestbox.guest.v1.WriteStdinRequest
+	(*WriteStdinResponse)(nil),    // 24: nestbox.guest.v1.WriteStdinResponse
+	(*ResizeRequest)(nil),         // 25: nestbox.guest.v1.ResizeRequest
+	(*ResizeResponse)(nil),        // 26: nestbox.guest.v1.ResizeResponse
+	(*SignalRequest)(nil),         // 27: nestbox.guest.v1.SignalRequest
+	(*SignalResponse)(nil),        // 28: nestbox.guest.v1.SignalResponse
+	(*KillRequest)(nil),           // 29: nestbox.guest.v1.KillRequest
+	(*KillResponse)(nil),          // 30: nestbox.guest.v1.KillResponse
+	(*KillBiggestRequest)(nil),    // 31: nestbox.guest.v1.KillBiggestRequest
+	(*KillBiggestResponse)(nil),   // 32: nestbox.guest.v1.KillBiggestResponse
+	(*FileInfo)(nil),              // 33: nestbox.guest.v1.FileInfo
+	(*ReadFileRequest)(nil),       // 34: nestbox.guest.v1.ReadFileRequest
+	(*ReadFileResponse)(nil),      // 35: nestbox.guest.v1.ReadFileResponse
+	(*WriteFileRequest)(nil),      // 36: nestbox.guest.v1.WriteFileRequest
+	(*WriteFileHeader)(nil),       // 37: nestbox.guest.v1.WriteFileHeader
+	(*WriteFileResponse)(nil),     // 38: nestbox.guest.v1.WriteFileResponse
+	(*PutFileRequest)(nil),        // 39: nestbox.guest.v1.PutFileRequest
+	(*PutFileResponse)(nil),       // 40: nestbox.guest.v1.PutFileResponse
+	(*StatFileRequest)(nil),       // 41: nestbox.guest.v1.StatFileRequest
+	(*StatFileResponse)(nil),      // 42: nestbox.guest.v1.StatFileResponse
+	(*ListFilesRequest)(nil),      // 43: nestbox.guest.v1.ListFilesRequest
+	(*ListFilesResponse)(nil),     // 44: nestbox.guest.v1.ListFilesResponse
+	(*MkdirRequest)(nil),          // 45: nestbox.guest.v1.MkdirRequest
+	(*MkdirResponse)(nil),         // 46: nestbox.guest.v1.MkdirResponse
+	(*RemoveFileRequest)(nil),     // 47: nestbox.guest.v1.RemoveFileRequest
+	(*RemoveFileResponse)(nil),    // 48: nestbox.guest.v1.RemoveFileResponse
+	(*PackFilesRequest)(nil),      // 49: nestbox.guest.v1.PackFilesRequest
+	(*PackFilesResponse)(nil),     // 50: nestbox.guest.v1.PackFilesResponse
+	(*PackResult)(nil),            // 51: nestbox.guest.v1.PackResult
+	(*UnpackFilesRequest)(nil),    // 52: nestbox.guest.v1.UnpackFilesRequest
+	(*UnpackFilesHeader)(nil),     // 53: nestbox.guest.v1.UnpackFilesHeader
+	(*UnpackFilesResponse)(nil),   // 54: nestbox.guest.v1.UnpackFilesResponse
+	(*WatchFilesRequest)(nil),     // 55: nestbox.guest.v1.WatchFilesRequest
+	(*WatchFilesResponse)(nil),    // 56: nestbox.guest.v1.WatchFilesResponse
+	(*FileEvent)(nil),             // 57: nestbox.guest.v1.FileEvent
+	nil,                           // 58: nestbox.guest.v1.ProcessSpec.EnvEntry
+	(*OutputEvent_Data)(nil),      // 59: nestbox.guest.v1.OutputEvent.Data
+	(*OutputEvent_Gap)(nil),       // 60: nestbox.guest.v1.OutputEvent.Gap
+	(*OutputEvent_ExitEvent)(nil), // 61: nestbox.guest.v1.OutputEvent.ExitEvent
+	(*OutputEvent_Closed)(nil),    // 62: nestbox.guest.v1.OutputEvent.Closed
+	(*OutputEvent_Alive)(nil),     // 63: nestbox.guest.v1.OutputEvent.Alive
+	(*timestamppb.Timestamp)(nil), // 64: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 65: google.protobuf.Duration
 }
 var file_nestbox_guest_v1_guest_proto_depIdxs = []int32{
-	62, // 0: nestbox.guest.v1.PingResponse.started_at:type_name -> google.protobuf.Timestamp
-	56, // 1: nestbox.guest.v1.ProcessSpec.env:type_name -> nestbox.guest.v1.ProcessSpec.EnvEntry
-	63, // 2: nestbox.guest.v1.ProcessSpec.timeout:type_name -> google.protobuf.Duration
+	64, // 0: nestbox.guest.v1.PingResponse.started_at:type_name -> google.protobuf.Timestamp
+	58, // 1: nestbox.guest.v1.ProcessSpec.env:type_name -> nestbox.guest.v1.ProcessSpec.EnvEntry
+	65, // 2: nestbox.guest.v1.ProcessSpec.timeout:type_name -> google.protobuf.Duration
 	4,  // 3: nestbox.guest.v1.ProcessSpec.terminal:type_name -> nestbox.guest.v1.Terminal
-	63, // 4: nestbox.guest.v1.ProcessSpec.idle_timeout:type_name -> google.protobuf.Duration
-	62, // 5: nestbox.guest.v1.Process.started_at:type_name -> google.protobuf.Timestamp
+	65, // 4: nestbox.guest.v1.ProcessSpec.idle_timeout:type_name -> google.protobuf.Duration
+	64, // 5: nestbox.guest.v1.Process.started_at:type_name -> google.protobuf.Timestamp
 	7,  // 6: nestbox.guest.v1.Process.exit:type_name -> nestbox.guest.v1.Exit
 	6,  // 7: nestbox.guest.v1.Process.output:type_name -> nestbox.guest.v1.OutputState
 	4,  // 8: nestbox.guest.v1.Process.terminal:type_name -> nestbox.guest.v1.Terminal
-	62, // 9: nestbox.guest.v1.Exit.at:type_name -> google.protobuf.Timestamp
-	57, // 10: nestbox.guest.v1.OutputEvent.data:type_name -> nestbox.guest.v1.OutputEvent.Data
-	58, // 11: nestbox.guest.v1.OutputEvent.gap:type_name -> nestbox.guest.v1.OutputEvent.Gap
-	59, // 12: nestbox.guest.v1.OutputEvent.exit:type_name -> nestbox.guest.v1.OutputEvent.ExitEvent
-	60, // 13: nestbox.guest.v1.OutputEvent.closed:type_name -> nestbox.guest.v1.OutputEvent.Closed
-	61, // 14: nestbox.guest.v1.OutputEvent.alive:type_name -> nestbox.guest.v1.OutputEvent.Alive
+	64, // 9: nestbox.guest.v1.Exit.at:type_name -> google.protobuf.Timestamp
+	59, // 10: nestbox.guest.v1.OutputEvent.data:type_name -> nestbox.guest.v1.OutputEvent.Data
+	60, // 11: nestbox.guest.v1.OutputEvent.gap:type_name -> nestbox.guest.v1.OutputEvent.Gap
+	61, // 12: nestbox.guest.v1.OutputEvent.exit:type_name -> nestbox.guest.v1.OutputEvent.ExitEvent
+	62, // 13: nestbox.guest.v1.OutputEvent.closed:type_name -> nestbox.guest.v1.OutputEvent.Closed
+	63, // 14: nestbox.guest.v1.OutputEvent.alive:type_name -> nestbox.guest.v1.OutputEvent.Alive
 	3,  // 15: nestbox.guest.v1.StartRequest.spec:type_name -> nestbox.guest.v1.ProcessSpec
 	9,  // 16: nestbox.guest.v1.StartRequest.attach:type_name -> nestbox.guest.v1.AttachOptions
 	5,  // 17: nestbox.guest.v1.StartResponse.started:type_name -> nestbox.guest.v1.Process
@@ -4067,75 +4207,79 @@ var file_nestbox_guest_v1_guest_proto_depIdxs = []int32{
 	8,  // 24: nestbox.guest.v1.AttachRequest.selector:type_name -> nestbox.guest.v1.Selector
 	9,  // 25: nestbox.guest.v1.AttachRequest.attach:type_name -> nestbox.guest.v1.AttachOptions
 	10, // 26: nestbox.guest.v1.AttachResponse.event:type_name -> nestbox.guest.v1.OutputEvent
-	8,  // 27: nestbox.guest.v1.WriteStdinRequest.selector:type_name -> nestbox.guest.v1.Selector
-	8,  // 28: nestbox.guest.v1.ResizeRequest.selector:type_name -> nestbox.guest.v1.Selector
-	8,  // 29: nestbox.guest.v1.SignalRequest.selector:type_name -> nestbox.guest.v1.Selector
-	8,  // 30: nestbox.guest.v1.KillRequest.selector:type_name -> nestbox.guest.v1.Selector
-	63, // 31: nestbox.guest.v1.KillRequest.grace:type_name -> google.protobuf.Duration
-	5,  // 32: nestbox.guest.v1.KillResponse.process:type_name -> nestbox.guest.v1.Process
-	5,  // 33: nestbox.guest.v1.KillBiggestResponse.process:type_name -> nestbox.guest.v1.Process
-	62, // 34: nestbox.guest.v1.FileInfo.modified_at:type_name -> google.protobuf.Timestamp
-	31, // 35: nestbox.guest.v1.ReadFileResponse.info:type_name -> nestbox.guest.v1.FileInfo
-	35, // 36: nestbox.guest.v1.WriteFileRequest.header:type_name -> nestbox.guest.v1.WriteFileHeader
-	62, // 37: nestbox.guest.v1.WriteFileHeader.modified_at:type_name -> google.protobuf.Timestamp
-	31, // 38: nestbox.guest.v1.WriteFileResponse.info:type_name -> nestbox.guest.v1.FileInfo
-	35, // 39: nestbox.guest.v1.PutFileRequest.header:type_name -> nestbox.guest.v1.WriteFileHeader
-	31, // 40: nestbox.guest.v1.PutFileResponse.info:type_name -> nestbox.guest.v1.FileInfo
-	31, // 41: nestbox.guest.v1.StatFileResponse.info:type_name -> nestbox.guest.v1.FileInfo
-	31, // 42: nestbox.guest.v1.ListFilesResponse.entries:type_name -> nestbox.guest.v1.FileInfo
-	31, // 43: nestbox.guest.v1.MkdirResponse.info:type_name -> nestbox.guest.v1.FileInfo
-	49, // 44: nestbox.guest.v1.PackFilesResponse.result:type_name -> nestbox.guest.v1.PackResult
-	51, // 45: nestbox.guest.v1.UnpackFilesRequest.header:type_name -> nestbox.guest.v1.UnpackFilesHeader
-	55, // 46: nestbox.guest.v1.WatchFilesResponse.events:type_name -> nestbox.guest.v1.FileEvent
-	0,  // 47: nestbox.guest.v1.OutputEvent.Data.stream:type_name -> nestbox.guest.v1.Stream
-	7,  // 48: nestbox.guest.v1.OutputEvent.ExitEvent.exit:type_name -> nestbox.guest.v1.Exit
-	1,  // 49: nestbox.guest.v1.GuestService.Ping:input_type -> nestbox.guest.v1.PingRequest
-	11, // 50: nestbox.guest.v1.GuestService.Start:input_type -> nestbox.guest.v1.StartRequest
-	13, // 51: nestbox.guest.v1.GuestService.List:input_type -> nestbox.guest.v1.ListRequest
-	15, // 52: nestbox.guest.v1.GuestService.Get:input_type -> nestbox.guest.v1.GetRequest
-	17, // 53: nestbox.guest.v1.GuestService.Wait:input_type -> nestbox.guest.v1.WaitRequest
-	19, // 54: nestbox.guest.v1.GuestService.Attach:input_type -> nestbox.guest.v1.AttachRequest
-	21, // 55: nestbox.guest.v1.GuestService.WriteStdin:input_type -> nestbox.guest.v1.WriteStdinRequest
-	23, // 56: nestbox.guest.v1.GuestService.Resize:input_type -> nestbox.guest.v1.ResizeRequest
-	25, // 57: nestbox.guest.v1.GuestService.Signal:input_type -> nestbox.guest.v1.SignalRequest
-	27, // 58: nestbox.guest.v1.GuestService.Kill:input_type -> nestbox.guest.v1.KillRequest
-	29, // 59: nestbox.guest.v1.GuestService.KillBiggest:input_type -> nestbox.guest.v1.KillBiggestRequest
-	32, // 60: nestbox.guest.v1.GuestService.ReadFile:input_type -> nestbox.guest.v1.ReadFileRequest
-	34, // 61: nestbox.guest.v1.GuestService.WriteFile:input_type -> nestbox.guest.v1.WriteFileRequest
-	37, // 62: nestbox.guest.v1.GuestService.PutFile:input_type -> nestbox.guest.v1.PutFileRequest
-	39, // 63: nestbox.guest.v1.GuestService.StatFile:input_type -> nestbox.guest.v1.StatFileRequest
-	41, // 64: nestbox.guest.v1.GuestService.ListFiles:input_type -> nestbox.guest.v1.ListFilesRequest
-	43, // 65: nestbox.guest.v1.GuestService.Mkdir:input_type -> nestbox.guest.v1.MkdirRequest
-	45, // 66: nestbox.guest.v1.GuestService.RemoveFile:input_type -> nestbox.guest.v1.RemoveFileRequest
-	47, // 67: nestbox.guest.v1.GuestService.PackFiles:input_type -> nestbox.guest.v1.PackFilesRequest
-	50, // 68: nestbox.guest.v1.GuestService.UnpackFiles:input_type -> nestbox.guest.v1.UnpackFilesRequest
-	53, // 69: nestbox.guest.v1.GuestService.WatchFiles:input_type -> nestbox.guest.v1.WatchFilesRequest
-	2,  // 70: nestbox.guest.v1.GuestService.Ping:output_type -> nestbox.guest.v1.PingResponse
-	12, // 71: nestbox.guest.v1.GuestService.Start:output_type -> nestbox.guest.v1.StartResponse
-	14, // 72: nestbox.guest.v1.GuestService.List:output_type -> nestbox.guest.v1.ListResponse
-	16, // 73: nestbox.guest.v1.GuestService.Get:output_type -> nestbox.guest.v1.GetResponse
-	18, // 74: nestbox.guest.v1.GuestService.Wait:output_type -> nestbox.guest.v1.WaitResponse
-	20, // 75: nestbox.guest.v1.GuestService.Attach:output_type -> nestbox.guest.v1.AttachResponse
-	22, // 76: nestbox.guest.v1.GuestService.WriteStdin:output_type -> nestbox.guest.v1.WriteStdinResponse
-	24, // 77: nestbox.guest.v1.GuestService.Resize:output_type -> nestbox.guest.v1.ResizeResponse
-	26, // 78: nestbox.guest.v1.GuestService.Signal:output_type -> nestbox.guest.v1.SignalResponse
-	28, // 79: nestbox.guest.v1.GuestService.Kill:output_type -> nestbox.guest.v1.KillResponse
-	30, // 80: nestbox.guest.v1.GuestService.KillBiggest:output_type -> nestbox.guest.v1.KillBiggestResponse
-	33, // 81: nestbox.guest.v1.GuestService.ReadFile:output_type -> nestbox.guest.v1.ReadFileResponse
-	36, // 82: nestbox.guest.v1.GuestService.WriteFile:output_type -> nestbox.guest.v1.WriteFileResponse
-	38, // 83: nestbox.guest.v1.GuestService.PutFile:output_type -> nestbox.guest.v1.PutFileResponse
-	40, // 84: nestbox.guest.v1.GuestService.StatFile:output_type -> nestbox.guest.v1.StatFileResponse
-	42, // 85: nestbox.guest.v1.GuestService.ListFiles:output_type -> nestbox.guest.v1.ListFilesResponse
-	44, // 86: nestbox.guest.v1.GuestService.Mkdir:output_type -> nestbox.guest.v1.MkdirResponse
-	46, // 87: nestbox.guest.v1.GuestService.RemoveFile:output_type -> nestbox.guest.v1.RemoveFileResponse
-	48, // 88: nestbox.guest.v1.GuestService.PackFiles:output_type -> nestbox.guest.v1.PackFilesResponse
-	52, // 89: nestbox.guest.v1.GuestService.UnpackFiles:output_type -> nestbox.guest.v1.UnpackFilesResponse
-	54, // 90: nestbox.guest.v1.GuestService.WatchFiles:output_type -> nestbox.guest.v1.WatchFilesResponse
-	70, // [70:91] is the sub-list for method output_type
-	49, // [49:70] is the sub-list for method input_type
-	49, // [49:49] is the sub-list for extension type_name
-	49, // [49:49] is the sub-list for extension extendee
-	0,  // [0:49] is the sub-list for field type_name
+	8,  // 27: nestbox.guest.v1.LocateRequest.selector:type_name -> nestbox.guest.v1.Selector
+	64, // 28: nestbox.guest.v1.LocateRequest.after:type_name -> google.protobuf.Timestamp
+	8,  // 29: nestbox.guest.v1.WriteStdinRequest.selector:type_name -> nestbox.guest.v1.Selector
+	8,  // 30: nestbox.guest.v1.ResizeRequest.selector:type_name -> nestbox.guest.v1.Selector
+	8,  // 31: nestbox.guest.v1.SignalRequest.selector:type_name -> nestbox.guest.v1.Selector
+	8,  // 32: nestbox.guest.v1.KillRequest.selector:type_name -> nestbox.guest.v1.Selector
+	65, // 33: nestbox.guest.v1.KillRequest.grace:type_name -> google.protobuf.Duration
+	5,  // 34: nestbox.guest.v1.KillResponse.process:type_name -> nestbox.guest.v1.Process
+	5,  // 35: nestbox.guest.v1.KillBiggestResponse.process:type_name -> nestbox.guest.v1.Process
+	64, // 36: nestbox.guest.v1.FileInfo.modified_at:type_name -> google.protobuf.Timestamp
+	33, // 37: nestbox.guest.v1.ReadFileResponse.info:type_name -> nestbox.guest.v1.FileInfo
+	37, // 38: nestbox.guest.v1.WriteFileRequest.header:type_name -> nestbox.guest.v1.WriteFileHeader
+	64, // 39: nestbox.guest.v1.WriteFileHeader.modified_at:type_name -> google.protobuf.Timestamp
+	33, // 40: nestbox.guest.v1.WriteFileResponse.info:type_name -> nestbox.guest.v1.FileInfo
+	37, // 41: nestbox.guest.v1.PutFileRequest.header:type_name -> nestbox.guest.v1.WriteFileHeader
+	33, // 42: nestbox.guest.v1.PutFileResponse.info:type_name -> nestbox.guest.v1.FileInfo
+	33, // 43: nestbox.guest.v1.StatFileResponse.info:type_name -> nestbox.guest.v1.FileInfo
+	33, // 44: nestbox.guest.v1.ListFilesResponse.entries:type_name -> nestbox.guest.v1.FileInfo
+	33, // 45: nestbox.guest.v1.MkdirResponse.info:type_name -> nestbox.guest.v1.FileInfo
+	51, // 46: nestbox.guest.v1.PackFilesResponse.result:type_name -> nestbox.guest.v1.PackResult
+	53, // 47: nestbox.guest.v1.UnpackFilesRequest.header:type_name -> nestbox.guest.v1.UnpackFilesHeader
+	57, // 48: nestbox.guest.v1.WatchFilesResponse.events:type_name -> nestbox.guest.v1.FileEvent
+	0,  // 49: nestbox.guest.v1.OutputEvent.Data.stream:type_name -> nestbox.guest.v1.Stream
+	7,  // 50: nestbox.guest.v1.OutputEvent.ExitEvent.exit:type_name -> nestbox.guest.v1.Exit
+	1,  // 51: nestbox.guest.v1.GuestService.Ping:input_type -> nestbox.guest.v1.PingRequest
+	11, // 52: nestbox.guest.v1.GuestService.Start:input_type -> nestbox.guest.v1.StartRequest
+	13, // 53: nestbox.guest.v1.GuestService.List:input_type -> nestbox.guest.v1.ListRequest
+	15, // 54: nestbox.guest.v1.GuestService.Get:input_type -> nestbox.guest.v1.GetRequest
+	17, // 55: nestbox.guest.v1.GuestService.Wait:input_type -> nestbox.guest.v1.WaitRequest
+	19, // 56: nestbox.guest.v1.GuestService.Attach:input_type -> nestbox.guest.v1.AttachRequest
+	21, // 57: nestbox.guest.v1.GuestService.Locate:input_type -> nestbox.guest.v1.LocateRequest
+	23, // 58: nestbox.guest.v1.GuestService.WriteStdin:input_type -> nestbox.guest.v1.WriteStdinRequest
+	25, // 59: nestbox.guest.v1.GuestService.Resize:input_type -> nestbox.guest.v1.ResizeRequest
+	27, // 60: nestbox.guest.v1.GuestService.Signal:input_type -> nestbox.guest.v1.SignalRequest
+	29, // 61: nestbox.guest.v1.GuestService.Kill:input_type -> nestbox.guest.v1.KillRequest
+	31, // 62: nestbox.guest.v1.GuestService.KillBiggest:input_type -> nestbox.guest.v1.KillBiggestRequest
+	34, // 63: nestbox.guest.v1.GuestService.ReadFile:input_type -> nestbox.guest.v1.ReadFileRequest
+	36, // 64: nestbox.guest.v1.GuestService.WriteFile:input_type -> nestbox.guest.v1.WriteFileRequest
+	39, // 65: nestbox.guest.v1.GuestService.PutFile:input_type -> nestbox.guest.v1.PutFileRequest
+	41, // 66: nestbox.guest.v1.GuestService.StatFile:input_type -> nestbox.guest.v1.StatFileRequest
+	43, // 67: nestbox.guest.v1.GuestService.ListFiles:input_type -> nestbox.guest.v1.ListFilesRequest
+	45, // 68: nestbox.guest.v1.GuestService.Mkdir:input_type -> nestbox.guest.v1.MkdirRequest
+	47, // 69: nestbox.guest.v1.GuestService.RemoveFile:input_type -> nestbox.guest.v1.RemoveFileRequest
+	49, // 70: nestbox.guest.v1.GuestService.PackFiles:input_type -> nestbox.guest.v1.PackFilesRequest
+	52, // 71: nestbox.guest.v1.GuestService.UnpackFiles:input_type -> nestbox.guest.v1.UnpackFilesRequest
+	55, // 72: nestbox.guest.v1.GuestService.WatchFiles:input_type -> nestbox.guest.v1.WatchFilesRequest
+	2,  // 73: nestbox.guest.v1.GuestService.Ping:output_type -> nestbox.guest.v1.PingResponse
+	12, // 74: nestbox.guest.v1.GuestService.Start:output_type -> nestbox.guest.v1.StartResponse
+	14, // 75: nestbox.guest.v1.GuestService.List:output_type -> nestbox.guest.v1.ListResponse
+	16, // 76: nestbox.guest.v1.GuestService.Get:output_type -> nestbox.guest.v1.GetResponse
+	18, // 77: nestbox.guest.v1.GuestService.Wait:output_type -> nestbox.guest.v1.WaitResponse
+	20, // 78: nestbox.guest.v1.GuestService.Attach:output_type -> nestbox.guest.v1.AttachResponse
+	22, // 79: nestbox.guest.v1.GuestService.Locate:output_type -> nestbox.guest.v1.LocateResponse
+	24, // 80: nestbox.guest.v1.GuestService.WriteStdin:output_type -> nestbox.guest.v1.WriteStdinResponse
+	26, // 81: nestbox.guest.v1.GuestService.Resize:output_type -> nestbox.guest.v1.ResizeResponse
+	28, // 82: nestbox.guest.v1.GuestService.Signal:output_type -> nestbox.guest.v1.SignalResponse
+	30, // 83: nestbox.guest.v1.GuestService.Kill:output_type -> nestbox.guest.v1.KillResponse
+	32, // 84: nestbox.guest.v1.GuestService.KillBiggest:output_type -> nestbox.guest.v1.KillBiggestResponse
+	35, // 85: nestbox.guest.v1.GuestService.ReadFile:output_type -> nestbox.guest.v1.ReadFileResponse
+	38, // 86: nestbox.guest.v1.GuestService.WriteFile:output_type -> nestbox.guest.v1.WriteFileResponse
+	40, // 87: nestbox.guest.v1.GuestService.PutFile:output_type -> nestbox.guest.v1.PutFileResponse
+	42, // 88: nestbox.guest.v1.GuestService.StatFile:output_type -> nestbox.guest.v1.StatFileResponse
+	44, // 89: nestbox.guest.v1.GuestService.ListFiles:output_type -> nestbox.guest.v1.ListFilesResponse
+	46, // 90: nestbox.guest.v1.GuestService.Mkdir:output_type -> nestbox.guest.v1.MkdirResponse
+	48, // 91: nestbox.guest.v1.GuestService.RemoveFile:output_type -> nestbox.guest.v1.RemoveFileResponse
+	50, // 92: nestbox.guest.v1.GuestService.PackFiles:output_type -> nestbox.guest.v1.PackFilesResponse
+	54, // 93: nestbox.guest.v1.GuestService.UnpackFiles:output_type -> nestbox.guest.v1.UnpackFilesResponse
+	56, // 94: nestbox.guest.v1.GuestService.WatchFiles:output_type -> nestbox.guest.v1.WatchFilesResponse
+	73, // [73:95] is the sub-list for method output_type
+	51, // [51:73] is the sub-list for method input_type
+	51, // [51:51] is the sub-list for extension type_name
+	51, // [51:51] is the sub-list for extension extendee
+	0,  // [0:51] is the sub-list for field type_name
 }
 
 func init() { file_nestbox_guest_v1_guest_proto_init() }
@@ -4159,21 +4303,21 @@ func file_nestbox_guest_v1_guest_proto_init() {
 		(*StartResponse_Started)(nil),
 		(*StartResponse_Event)(nil),
 	}
-	file_nestbox_guest_v1_guest_proto_msgTypes[32].OneofWrappers = []any{
+	file_nestbox_guest_v1_guest_proto_msgTypes[34].OneofWrappers = []any{
 		(*ReadFileResponse_Info)(nil),
 		(*ReadFileResponse_Data)(nil),
 		(*ReadFileResponse_Done)(nil),
 	}
-	file_nestbox_guest_v1_guest_proto_msgTypes[33].OneofWrappers = []any{
+	file_nestbox_guest_v1_guest_proto_msgTypes[35].OneofWrappers = []any{
 		(*WriteFileRequest_Header)(nil),
 		(*WriteFileRequest_Data)(nil),
 		(*WriteFileRequest_Done)(nil),
 	}
-	file_nestbox_guest_v1_guest_proto_msgTypes[47].OneofWrappers = []any{
+	file_nestbox_guest_v1_guest_proto_msgTypes[49].OneofWrappers = []any{
 		(*PackFilesResponse_Data)(nil),
 		(*PackFilesResponse_Result)(nil),
 	}
-	file_nestbox_guest_v1_guest_proto_msgTypes[49].OneofWrappers = []any{
+	file_nestbox_guest_v1_guest_proto_msgTypes[51].OneofWrappers = []any{
 		(*UnpackFilesRequest_Header)(nil),
 		(*UnpackFilesRequest_Data)(nil),
 		(*UnpackFilesRequest_Done)(nil),
@@ -4184,7 +4328,7 @@ func file_nestbox_guest_v1_guest_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_nestbox_guest_v1_guest_proto_rawDesc), len(file_nestbox_guest_v1_guest_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   61,
+			NumMessages:   63,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -40,6 +40,8 @@ const (
 	GuestServiceWaitProcedure = "/nestbox.guest.v1.GuestService/Wait"
 	// GuestServiceAttachProcedure is the procedure name of the GuestService's Attach RPC.
 	GuestServiceAttachProcedure = "/nestbox.guest.v1.GuestService/Attach"
+	// GuestServiceLocateProcedure is the procedure name of the GuestService's Locate RPC.
+	GuestServiceLocateProcedure = "/nestbox.guest.v1.GuestService/Locate"
 	// GuestServiceWriteStdinProcedure is the procedure name of the GuestService's WriteStdin RPC.
 	GuestServiceWriteStdinProcedure = "/nestbox.guest.v1.GuestService/WriteStdin"
 	// GuestServiceResizeProcedure is the procedure name of the GuestService's Resize RPC.
@@ -113,6 +115,13 @@ var (
 			StreamType: connect.StreamTypeServer,
 			Schema:     v1.File_nestbox_guest_v1_guest_proto.Services().ByName("GuestService").Methods().ByName("Attach"),
 			Procedure:  GuestServiceAttachProcedure,
+		}
+	})
+	guestServiceLocateSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_nestbox_guest_v1_guest_proto.Services().ByName("GuestService").Methods().ByName("Locate"),
+			Procedure:  GuestServiceLocateProcedure,
 		}
 	})
 	guestServiceWriteStdinSpec = sync.OnceValue(func() connect.Spec {
@@ -232,6 +241,7 @@ type GuestServiceClient interface {
 	Get(context.Context, *v1.GetRequest) (*v1.GetResponse, error)
 	Wait(context.Context, *v1.WaitRequest) (*v1.WaitResponse, error)
 	Attach(context.Context, *v1.AttachRequest) (GuestServiceAttachClientStream, error)
+	Locate(context.Context, *v1.LocateRequest) (*v1.LocateResponse, error)
 	WriteStdin(context.Context, *v1.WriteStdinRequest) (*v1.WriteStdinResponse, error)
 	Resize(context.Context, *v1.ResizeRequest) (*v1.ResizeResponse, error)
 	Signal(context.Context, *v1.SignalRequest) (*v1.SignalResponse, error)
@@ -445,6 +455,7 @@ type GuestServiceHandler interface {
 	Get(context.Context, *v1.GetRequest) (*v1.GetResponse, error)
 	Wait(context.Context, *v1.WaitRequest) (*v1.WaitResponse, error)
 	Attach(context.Context, *v1.AttachRequest, GuestServiceAttachServerStream) error
+	Locate(context.Context, *v1.LocateRequest) (*v1.LocateResponse, error)
 	WriteStdin(context.Context, *v1.WriteStdinRequest) (*v1.WriteStdinResponse, error)
 	Resize(context.Context, *v1.ResizeRequest) (*v1.ResizeResponse, error)
 	Signal(context.Context, *v1.SignalRequest) (*v1.SignalResponse, error)
@@ -475,6 +486,7 @@ func RegisterGuestServiceHandler(server *connect.Server, svc GuestServiceHandler
 		connect.Method{Spec: guestServiceGetSpec(), Handler: adapter.get},
 		connect.Method{Spec: guestServiceWaitSpec(), Handler: adapter.wait},
 		connect.Method{Spec: guestServiceAttachSpec(), Handler: adapter.attach},
+		connect.Method{Spec: guestServiceLocateSpec(), Handler: adapter.locate},
 		connect.Method{Spec: guestServiceWriteStdinSpec(), Handler: adapter.writeStdin},
 		connect.Method{Spec: guestServiceResizeSpec(), Handler: adapter.resize},
 		connect.Method{Spec: guestServiceSignalSpec(), Handler: adapter.signal},
@@ -638,6 +650,10 @@ func (UnimplementedGuestServiceHandler) Attach(context.Context, *v1.AttachReques
 	return connect.NewError(connect.CodeUnimplemented, "nestbox.guest.v1.GuestService.Attach is not implemented")
 }
 
+func (UnimplementedGuestServiceHandler) Locate(context.Context, *v1.LocateRequest) (*v1.LocateResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "nestbox.guest.v1.GuestService.Locate is not implemented")
+}
+
 func (UnimplementedGuestServiceHandler) WriteStdin(context.Context, *v1.WriteStdinRequest) (*v1.WriteStdinResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "nestbox.guest.v1.GuestService.WriteStdin is not implemented")
 }
@@ -748,6 +764,14 @@ func (c *guestServiceClient) Attach(ctx context.Context, req *v1.AttachRequest) 
 		return GuestServiceAttachClientStream{}, err
 	}
 	return GuestServiceAttachClientStream{stream: stream}, nil
+}
+
+func (c *guestServiceClient) Locate(ctx context.Context, req *v1.LocateRequest) (*v1.LocateResponse, error) {
+	var res v1.LocateResponse
+	if err := c.client.CallUnary(ctx, guestServiceLocateSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
 }
 
 func (c *guestServiceClient) WriteStdin(ctx context.Context, req *v1.WriteStdinRequest) (*v1.WriteStdinResponse, error) {
@@ -934,6 +958,18 @@ func (h guestServiceHandler) attach(ctx context.Context, _ connect.Spec, stream 
 		return err
 	}
 	return h.svc.Attach(ctx, &req, GuestServiceAttachServerStream{stream: stream})
+}
+
+func (h guestServiceHandler) locate(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.LocateRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.Locate(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
 }
 
 func (h guestServiceHandler) writeStdin(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {

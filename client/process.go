@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"time"
 
@@ -107,6 +108,48 @@ func (p *Processes) List(ctx context.Context, all bool) ([]nestbox.Process, erro
 		procs[i] = b.domain()
 	}
 	return procs, nil
+}
+
+// Tree returns all processes of the capsule, whoever started them, with the ports that
+// they listen on.
+func (p *Processes) Tree(ctx context.Context) ([]nestbox.SystemProcess, error) {
+	var out struct {
+		Descendants []systemProcessBody `json:"descendants"`
+	}
+	if err := p.c.call(ctx, http.MethodGet, capsulePath(p.capsule, "/processes"), url.Values{"descendants": {"true"}}, nil, &out); err != nil {
+		return nil, err
+	}
+	tree := make([]nestbox.SystemProcess, len(out.Descendants))
+	for i, b := range out.Descendants {
+		tree[i] = b.domain()
+	}
+	return tree, nil
+}
+
+type systemProcessBody struct {
+	PID         int    `json:"pid"`
+	PPID        int    `json:"ppid"`
+	Process     wireID `json:"process"`
+	User        string `json:"user"`
+	State       string `json:"state"`
+	Cmd         string `json:"cmd"`
+	CPUMS       int64  `json:"cpu_ms"`
+	MemoryBytes int64  `json:"memory_bytes"`
+	Ports       []struct {
+		Port    uint16     `json:"port"`
+		Address netip.Addr `json:"address"`
+	} `json:"ports"`
+}
+
+func (b systemProcessBody) domain() nestbox.SystemProcess {
+	p := nestbox.SystemProcess{
+		PID: b.PID, PPID: b.PPID, Process: nestbox.ProcessID(b.Process), User: b.User, State: b.State, Cmd: b.Cmd,
+		CPU: time.Duration(b.CPUMS) * time.Millisecond, Memory: b.MemoryBytes,
+	}
+	for _, port := range b.Ports {
+		p.Ports = append(p.Ports, nestbox.ListeningPort{Port: port.Port, Address: port.Address})
+	}
+	return p
 }
 
 // Get returns one record. CodeNotFound if nothing is known by sel.

@@ -232,3 +232,19 @@ func TestRealLogLines(t *testing.T) {
 		r.request(http.MethodGet, logs+query, nil).fails(http.StatusBadRequest, "invalid_request")
 	}
 }
+
+func TestRealDescendants(t *testing.T) {
+	t.Parallel()
+	r := newRealRig(t)
+	r.call(http.MethodPost, execPath, `{"cmd":"sh","args":["-c","sleep 4321 & wait"],"tag":"p","background":true}`).expect(http.StatusAccepted)
+	require.Eventually(t, func() bool {
+		var list processList
+		r.call(http.MethodGet, "/v1/capsules/{id}/processes?descendants=true", "").expect(http.StatusOK).decode(&list)
+		for _, p := range list.Descendants {
+			if p.Cmd == "sleep 4321" && p.Process == list.Processes[0].ID {
+				return true
+			}
+		}
+		return false
+	}, patience, 10*time.Millisecond)
+}

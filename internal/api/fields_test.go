@@ -21,6 +21,7 @@ func TestEveryFieldIsShown(t *testing.T) {
 		return toCapsule(c)
 	}, "Capsule.TeamID", "Capsule.HostID") // of no use to a caller, who has one team and no say in hosts
 	fieldtest.Matters(t, func(p nestbox.Process) any { return toProcess(p) })
+	fieldtest.Matters(t, func(p nestbox.SystemProcess) any { return toSystemProcess(p) })
 	fieldtest.Matters(t, func(f nestbox.FileInfo) any { return toFileEntry(f) })
 	fieldtest.Matters(t, func(b createCapsuleBody) any { return b.spec(nestbox.NetworkPolicy{}) })
 	fieldtest.Matters(t, func(r nestbox.NetworkReport) any { return toNetworkLog(r) })

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -215,6 +216,10 @@ func (s *scriptedProcesses) Locate(ctx context.Context, sel nestbox.Selector, si
 		return p.Output.End - 4, err
 	}
 	return 0, nestbox.Errorf(nestbox.CodeUnsupported, "not scripted")
+}
+
+func (s *scriptedProcesses) Tree(context.Context) ([]nestbox.SystemProcess, error) {
+	return []nestbox.SystemProcess{{PID: 7, PPID: 1, Process: 3, User: "root", State: "S", Cmd: "python3 -m http.server", CPU: time.Second, Memory: 4096, Ports: []nestbox.ListeningPort{{Port: 8000, Address: netip.IPv4Unspecified()}}}}, nil
 }
 
 func (s *scriptedProcesses) Attach(_ context.Context, sel nestbox.Selector, attach guest.Attach) (r guest.OutputReader, err error) {

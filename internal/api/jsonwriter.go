@@ -129,14 +129,21 @@ func lastRune(b []byte) int {
 	return max(0, len(b)-1)
 }
 
-// array writes a list under a name, one element after another.
+// array writes an object that has a list under a name.
 func array[T any](j *jsonWriter, name string, n int, element func(int) T) {
-	j.text(`{"` + name + `":[`)
+	j.text("{")
+	list(j, name, n, element)
+	j.text("}")
+}
+
+// list writes a list under a name, one element after another.
+func list[T any](j *jsonWriter, name string, n int, element func(int) T) {
+	j.text(`"` + name + `":[`)
 	for i := range n {
 		if i > 0 {
 			j.text(",")
 		}
 		j.value(element(i))
 	}
-	j.text("]}")
+	j.text("]")
 }

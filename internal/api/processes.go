@@ -70,12 +70,45 @@ func toProcess(p nestbox.Process) process {
 }
 
 type processList struct {
-	Processes []process `json:"processes" nullable:"false"`
+	Processes   []process       `json:"processes" nullable:"false"`
+	Descendants []systemProcess `json:"descendants,omitempty" doc:"All processes of the capsule, whoever started them, if that was asked for"`
+}
+
+// systemProcess is a process as the kernel has it, on the wire.
+type systemProcess struct {
+	PID         int             `json:"pid"`
+	PPID        int             `json:"ppid" doc:"PID of its parent"`
+	Process     string          `json:"process,omitempty" doc:"Id of the process that the API started and whose tree it is in"`
+	User        string          `json:"user"`
+	State       string          `json:"state" doc:"As in ps: R, S, D, T, Z, …"`
+	Cmd         string          `json:"cmd" doc:"With its arguments, at most 1 KiB"`
+	CPUMS       int64           `json:"cpu_ms" doc:"CPU time used, to 10 ms"`
+	MemoryBytes int64           `json:"memory_bytes" doc:"Resident"`
+	Ports       []listeningPort `json:"ports,omitempty" doc:"TCP ports that it listens on"`
+}
+
+type listeningPort struct {
+	Port    uint16 `json:"port"`
+	Address string `json:"address" doc:"0.0.0.0 or :: = any"`
+}
+
+func toSystemProcess(p nestbox.SystemProcess) systemProcess {
+	out := systemProcess{
+		PID: p.PID, PPID: p.PPID, User: p.User, State: p.State, Cmd: p.Cmd, CPUMS: p.CPU.Milliseconds(), MemoryBytes: p.Memory,
+	}
+	if p.Process != 0 {
+		out.Process = p.Process.String()
+	}
+	for _, port := range p.Ports {
+		out.Ports = append(out.Ports, listeningPort{port.Port, port.Address.String()})
+	}
+	return out
 }
 
 type listProcessesInput struct {
 	CapsulePath
-	All bool `query:"all" doc:"Also those that have ended and are remembered"`
+	All         bool `query:"all" doc:"Also those that have ended and are remembered"`
+	Descendants bool `query:"descendants" doc:"Also tell of all processes of the capsule, such as those that the API's have started, with the ports they listen on"`
 }
 
 type getProcessInput struct {
@@ -139,7 +172,7 @@ func (s *server) registerProcesses() {
 	list := operation{
 		id: "listProcesses", method: http.MethodGet, path: "/v1/capsules/{id}/processes", tag: tag,
 		summary: "List processes that the API started",
-		errors:  append([]int{http.StatusRequestEntityTooLarge}, capsuleErrors...),
+		errors:  append([]int{http.StatusRequestEntityTooLarge, http.StatusNotImplemented}, capsuleErrors...),
 	}
 	register(s, list, s.listProcesses)
 	s.documented(list).Responses["200"].Content = s.jsonContent(processList{Processes: []process{exampleProcess()}})
@@ -187,13 +220,25 @@ func (s *server) registerProcesses() {
 }
 
 func (s *server) listProcesses(ctx context.Context, caller control.Caller, in *listProcessesInput) (*written, error) {
-	list, err := s.control.Processes.List(ctx, caller, in.ID, in.All)
+	procs, err := s.control.Processes.List(ctx, caller, in.ID, in.All)
 	if err != nil {
 		return nil, err
 	}
+	var tree []nestbox.SystemProcess
+	if in.Descendants {
+		if tree, err = s.control.Processes.Tree(ctx, caller, in.ID); err != nil {
+			return nil, err
+		}
+	}
 	return &written{Body: func(hc huma.Context) {
 		w := beginJSON(hc, http.StatusOK)
-		array(w, "processes", len(list), func(i int) process { return toProcess(list[i]) })
+		w.text("{")
+		list(w, "processes", len(procs), func(i int) process { return toProcess(procs[i]) })
+		if in.Descendants {
+			w.text(",")
+			list(w, "descendants", len(tree), func(i int) systemProcess { return toSystemProcess(tree[i]) })
+		}
+		w.text("}")
 		_ = w.end() // the client may be gone
 	}}, nil
 }

@@ -17,16 +17,22 @@ import (
 )
 
 func newPs(a *app) *cobra.Command {
-	var all bool
+	var all, tree bool
 	cmd := &cobra.Command{
-		Use:               "ps <capsule>",
-		Short:             "List the processes that were started in a capsule",
+		Use:   "ps <capsule>",
+		Short: "List the processes that were started in a capsule",
+		Long: `List the processes that were started in a capsule. With --tree it is all processes
+that run there, whoever started them, below their parents, with the TCP ports that they
+listen on.`,
 		Args:              usual,
 		ValidArgsFunction: a.completeCapsule,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			capsule, err := a.capsule(cmd.Context(), args[0])
 			if err != nil {
 				return err
+			}
+			if tree {
+				return a.printTree(cmd.Context(), capsule)
 			}
 			procs, err := capsule.Processes.List(cmd.Context(), all)
 			if err != nil {
@@ -36,6 +42,8 @@ func newPs(a *app) *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVarP(&all, "all", "a", false, "also those that have ended and are remembered")
+	cmd.Flags().BoolVar(&tree, "tree", false, "all processes that run, with what they use and the ports they listen on")
+	cmd.MarkFlagsMutuallyExclusive("all", "tree")
 	return cmd
 }
 
@@ -91,9 +99,14 @@ const maxCommandLine = 80
 
 // commandLine shows what was started, in one line that is not too long.
 func commandLine(p nestbox.Process) string {
-	s := []rune(strings.Join(append([]string{p.Cmd}, p.Args...), " "))
-	if len(s) > maxCommandLine {
-		s = append(s[:maxCommandLine-1], '…')
+	return cutText(strings.Join(append([]string{p.Cmd}, p.Args...), " "), maxCommandLine)
+}
+
+// cutText returns at most so many characters.
+func cutText(text string, most int) string {
+	s := []rune(text)
+	if len(s) > most {
+		s = append(s[:most-1], '…')
 	}
 	return string(s)
 }

@@ -415,3 +415,19 @@ func TestLogs(t *testing.T) {
 	s.ok("kill", id, "late")
 	follow.wait(0)
 }
+
+func TestTree(t *testing.T) {
+	t.Parallel()
+	s := newShell(t)
+	id := s.capsule()
+	s.ok("exec", "-d", "--tag", "parent", id, "--", "sh", "-c", "sleep 1234.5 & wait")
+	var table string
+	require.Eventually(t, func() bool {
+		table = s.ok("ps", "--tree", id)
+		return strings.Contains(table, "sleep 1234.5\n")
+	}, patience, 10*time.Millisecond)
+	require.Regexp(t, `(?m)^PID +OF +USER +STATE +CPU +MEMORY +PORTS +COMMAND$`, table)
+	require.Regexp(t, `(?m)^\d+ +parent +\S+ +S +\S+ +\S+ MB +- +sh -c sleep 1234.5 & wait\n\d+ +parent +\S+ .*   sleep 1234.5$`, table)
+	require.Contains(t, s.ok("ps", "--tree", "--json", id), `"cmd": "sleep 1234.5"`)
+	require.Contains(t, s.fails(1, "ps", "--tree", "-a", id), "none of the others can be")
+}

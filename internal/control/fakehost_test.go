@@ -277,6 +277,10 @@ func (p *fakeProcesses) Locate(context.Context, nestbox.Selector, nestbox.Since,
 	return 0, nestbox.Errorf(nestbox.CodeUnsupported, "not scripted")
 }
 
+func (p *fakeProcesses) Tree(context.Context) ([]nestbox.SystemProcess, error) {
+	return nil, nestbox.Errorf(nestbox.CodeUnsupported, "not scripted")
+}
+
 func (p *fakeProcesses) Attach(_ context.Context, sel nestbox.Selector, attach guest.Attach) (guest.OutputReader, error) {
 	if sel.ID != 3 {
 		return nil, nestbox.Errorf(nestbox.CodeNotFound, "no process %s", sel)

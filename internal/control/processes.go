@@ -49,6 +49,15 @@ func (p *Processes) List(ctx context.Context, by Caller, id string, all bool) ([
 	return procs.List(ctx, all)
 }
 
+// Tree returns all processes of a capsule, whoever started them.
+func (p *Processes) Tree(ctx context.Context, by Caller, id string) ([]nestbox.SystemProcess, error) {
+	procs, err := p.of(ctx, by, id)
+	if err != nil {
+		return nil, err
+	}
+	return procs.Tree(ctx)
+}
+
 // Get returns one record.
 func (p *Processes) Get(ctx context.Context, by Caller, id string, sel nestbox.Selector) (nestbox.Process, error) {
 	procs, err := p.of(ctx, by, id)

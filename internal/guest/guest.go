@@ -62,6 +62,8 @@ const (
 	FeatureWriteOptions Feature = "write-options"
 	// FeatureLocate: there is Processes.Locate, and readers can have times.
 	FeatureLocate Feature = "locate"
+	// FeatureTree: there is Processes.Tree.
+	FeatureTree Feature = "tree"
 	// FeatureMerge: standard output and error of a process can be one stream.
 	FeatureMerge Feature = "merge"
 	// FeatureIdleTimeout: a process can be killed for its silence.
@@ -74,7 +76,7 @@ const (
 func Features() []Feature {
 	return []Feature{
 		FeatureProcessID, FeatureKillBiggest, FeatureTerminal, FeatureWatch, FeatureArchive, FeatureReadFrom, FeatureWriteOptions,
-		FeaturePutFile, FeatureMerge, FeatureIdleTimeout, FeatureLocate,
+		FeaturePutFile, FeatureMerge, FeatureIdleTimeout, FeatureLocate, FeatureTree,
 	}
 }
 
@@ -96,6 +98,10 @@ type Processes interface {
 	// in the order of their start. Of arguments a record has at most
 	// nestbox.MaxListedArgs bytes, or less if there are very many records.
 	List(ctx context.Context, all bool) ([]nestbox.Process, error)
+
+	// Tree returns all processes of the capsule but the daemon, by PID, with the ports
+	// that they listen on. CodeTooLarge: there are more than nestbox.MaxTree.
+	Tree(ctx context.Context) ([]nestbox.SystemProcess, error)
 
 	// Get returns one record. CodeNotFound if nothing is known by sel.
 	Get(ctx context.Context, sel nestbox.Selector) (nestbox.Process, error)

@@ -13,13 +13,15 @@ import (
 // together name it for good.
 type procStat struct {
 	pid     int
-	state   byte // as in ps: R, S, D, T, Z, …
+	name    string // of the program, at most 15 bytes
+	state   byte   // as in ps: R, S, D, T, Z, …
 	ppid    int
 	session int
 	threads int
 	kernel  bool   // a thread of the kernel: no program, and none to come
 	start   uint64 // clock ticks since boot
 	memory  int64  // resident, in bytes
+	cpu     uint64 // clock ticks, in its own code and in the kernel
 }
 
 // kernelThread is PF_KTHREAD of include/linux/sched.h, a flag of a thread of the
@@ -56,7 +58,8 @@ func readStat(pid int) (procStat, error) {
 		return procStat{}, fmt.Errorf("/proc/%d/stat is not understood: %w", pid, err)
 	}
 	return procStat{
-		pid: pid, state: fields[0][0],
+		pid: pid, name: string(data[min(i, bytes.IndexByte(data, '(')+1):i]), state: fields[0][0],
+		cpu:  uint64(max(0, number(14)) + max(0, number(15))),
 		ppid: number(4), session: number(6), threads: number(20),
 		kernel: number(9)&kernelThread != 0,
 		start:  start, memory: int64(number(24)) * int64(os.Getpagesize()),

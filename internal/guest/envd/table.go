@@ -42,6 +42,7 @@ type table struct {
 	biggestKill sync.Mutex   // held while the biggest tree is killed
 	victims     atomic.Int32 // of KillBiggest that are not gone yet
 	lastMark    atomic.Uint64
+	treeTurn    chan struct{} // holds a token while somebody looks at all processes
 
 	mu       sync.Mutex
 	lastID   nestbox.ProcessID
@@ -85,6 +86,7 @@ func newTable(limits Limits, cgroups string, log *slog.Logger) (*table, error) {
 		byPID:    map[int]*process{},
 		byTag:    map[string]*process{},
 		starting: map[string]struct{}{},
+		treeTurn: make(chan struct{}, 1),
 	}
 	t.budget = outputlog.NewBudget(limits.Output, t.forgetOldestOutput)
 	t.ctx, t.cancel = context.WithCancel(context.Background())

@@ -38,6 +38,7 @@ var answerLimits = map[string]int{
 	guestv1connect.GuestServiceKillProcedure:        maxRecord,
 	guestv1connect.GuestServiceKillBiggestProcedure: maxRecord,
 	guestv1connect.GuestServiceListProcedure:        maxList,
+	guestv1connect.GuestServiceTreeProcedure:        maxList,
 	guestv1connect.GuestServiceAttachProcedure:      maxEvent,
 	guestv1connect.GuestServiceReadFileProcedure:    maxChunk,
 	guestv1connect.GuestServiceListFilesProcedure:   maxNames,

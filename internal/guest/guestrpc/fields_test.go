@@ -29,6 +29,9 @@ func TestEveryFieldTravels(t *testing.T) {
 	write := fieldtest.Fill[guest.WriteOptions](t)
 	require.Equal(t, write, writeOptionsFromWire(overWire(t, writeOptionsToWire(write))))
 
+	system := fieldtest.Fill[nestbox.SystemProcess](t)
+	require.Equal(t, system, systemProcessFromWire(overWire(t, systemProcessToWire(system))))
+
 	event := fieldtest.Fill[nestbox.FileEvent](t)
 	require.Equal(t, event, fileEventFromWire(overWire(t, fileEventToWire(event))))
 

@@ -64,6 +64,7 @@ const maxListings = 4
 
 var isListing = map[string]bool{
 	guestv1connect.GuestServiceListProcedure:      true,
+	guestv1connect.GuestServiceTreeProcedure:      true,
 	guestv1connect.GuestServiceListFilesProcedure: true,
 }
 

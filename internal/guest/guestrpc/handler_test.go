@@ -67,7 +67,7 @@ func TestTokenIsRequired(t *testing.T) {
 	}))
 	open := RequireToken("", handler)
 	paths := everyPath()
-	require.Len(t, paths, 23)
+	require.Len(t, paths, 24)
 	paths["/"] = ""
 	for path, contentType := range paths {
 		for _, token := range []string{"", "wrong", testToken + "x", testToken[1:]} {

@@ -132,6 +132,10 @@ func (p scriptedProcesses) Locate(context.Context, nestbox.Selector, nestbox.Sin
 	return 0, nestbox.Errorf(nestbox.CodeUnsupported, "not scripted")
 }
 
+func (p scriptedProcesses) Tree(context.Context) ([]nestbox.SystemProcess, error) {
+	return nil, nestbox.Errorf(nestbox.CodeUnsupported, "not scripted")
+}
+
 func (p scriptedProcesses) Attach(ctx context.Context, sel nestbox.Selector, attach guest.Attach) (guest.OutputReader, error) {
 	return p.s.attach(ctx, sel, attach)
 }

@@ -83,6 +83,7 @@ func RunProcesses(t *testing.T, newGuest func(t *testing.T) guest.Guest) {
 		"IdleTimeout":      testIdleTimeout,
 		"LocateLines":      testLocateLines,
 		"LogTimes":         testLogTimes,
+		"Tree":             testTree,
 		"Merge":            testMerge,
 	} {
 		t.Run(name, func(t *testing.T) {

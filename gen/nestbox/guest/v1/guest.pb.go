@@ -1176,6 +1176,246 @@ func (x *ListResponse) GetProcesses() []*Process {
 	return nil
 }
 
+type TreeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TreeRequest) Reset() {
+	*x = TreeRequest{}
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TreeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TreeRequest) ProtoMessage() {}
+
+func (x *TreeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TreeRequest.ProtoReflect.Descriptor instead.
+func (*TreeRequest) Descriptor() ([]byte, []int) {
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{14}
+}
+
+type TreeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Processes     []*SystemProcess       `protobuf:"bytes,1,rep,name=processes,proto3" json:"processes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TreeResponse) Reset() {
+	*x = TreeResponse{}
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TreeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TreeResponse) ProtoMessage() {}
+
+func (x *TreeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TreeResponse.ProtoReflect.Descriptor instead.
+func (*TreeResponse) Descriptor() ([]byte, []int) {
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *TreeResponse) GetProcesses() []*SystemProcess {
+	if x != nil {
+		return x.Processes
+	}
+	return nil
+}
+
+type SystemProcess struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pid           int32                  `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"`
+	Ppid          int32                  `protobuf:"varint,2,opt,name=ppid,proto3" json:"ppid,omitempty"`
+	Process       uint64                 `protobuf:"varint,3,opt,name=process,proto3" json:"process,omitempty"`
+	User          string                 `protobuf:"bytes,4,opt,name=user,proto3" json:"user,omitempty"`
+	State         string                 `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"`
+	Cmd           string                 `protobuf:"bytes,6,opt,name=cmd,proto3" json:"cmd,omitempty"`
+	Cpu           *durationpb.Duration   `protobuf:"bytes,7,opt,name=cpu,proto3" json:"cpu,omitempty"`
+	Memory        int64                  `protobuf:"varint,8,opt,name=memory,proto3" json:"memory,omitempty"`
+	Ports         []*ListeningPort       `protobuf:"bytes,9,rep,name=ports,proto3" json:"ports,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SystemProcess) Reset() {
+	*x = SystemProcess{}
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SystemProcess) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SystemProcess) ProtoMessage() {}
+
+func (x *SystemProcess) ProtoReflect() protoreflect.Message {
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SystemProcess.ProtoReflect.Descriptor instead.
+func (*SystemProcess) Descriptor() ([]byte, []int) {
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *SystemProcess) GetPid() int32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *SystemProcess) GetPpid() int32 {
+	if x != nil {
+		return x.Ppid
+	}
+	return 0
+}
+
+func (x *SystemProcess) GetProcess() uint64 {
+	if x != nil {
+		return x.Process
+	}
+	return 0
+}
+
+func (x *SystemProcess) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *SystemProcess) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *SystemProcess) GetCmd() string {
+	if x != nil {
+		return x.Cmd
+	}
+	return ""
+}
+
+func (x *SystemProcess) GetCpu() *durationpb.Duration {
+	if x != nil {
+		return x.Cpu
+	}
+	return nil
+}
+
+func (x *SystemProcess) GetMemory() int64 {
+	if x != nil {
+		return x.Memory
+	}
+	return 0
+}
+
+func (x *SystemProcess) GetPorts() []*ListeningPort {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+type ListeningPort struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Port          uint32                 `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
+	Address       []byte                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListeningPort) Reset() {
+	*x = ListeningPort{}
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListeningPort) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListeningPort) ProtoMessage() {}
+
+func (x *ListeningPort) ProtoReflect() protoreflect.Message {
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListeningPort.ProtoReflect.Descriptor instead.
+func (*ListeningPort) Descriptor() ([]byte, []int) {
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ListeningPort) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *ListeningPort) GetAddress() []byte {
+	if x != nil {
+		return x.Address
+	}
+	return nil
+}
+
 type GetRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Selector      *Selector              `protobuf:"bytes,1,opt,name=selector,proto3" json:"selector,omitempty"`
@@ -1185,7 +1425,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[14]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1197,7 +1437,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[14]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1210,7 +1450,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{14}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *GetRequest) GetSelector() *Selector {
@@ -1229,7 +1469,7 @@ type GetResponse struct {
 
 func (x *GetResponse) Reset() {
 	*x = GetResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[15]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1241,7 +1481,7 @@ func (x *GetResponse) String() string {
 func (*GetResponse) ProtoMessage() {}
 
 func (x *GetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[15]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1254,7 +1494,7 @@ func (x *GetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResponse.ProtoReflect.Descriptor instead.
 func (*GetResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{15}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *GetResponse) GetProcess() *Process {
@@ -1273,7 +1513,7 @@ type WaitRequest struct {
 
 func (x *WaitRequest) Reset() {
 	*x = WaitRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[16]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1285,7 +1525,7 @@ func (x *WaitRequest) String() string {
 func (*WaitRequest) ProtoMessage() {}
 
 func (x *WaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[16]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1298,7 +1538,7 @@ func (x *WaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRequest.ProtoReflect.Descriptor instead.
 func (*WaitRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{16}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *WaitRequest) GetSelector() *Selector {
@@ -1317,7 +1557,7 @@ type WaitResponse struct {
 
 func (x *WaitResponse) Reset() {
 	*x = WaitResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[17]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1329,7 +1569,7 @@ func (x *WaitResponse) String() string {
 func (*WaitResponse) ProtoMessage() {}
 
 func (x *WaitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[17]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1342,7 +1582,7 @@ func (x *WaitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitResponse.ProtoReflect.Descriptor instead.
 func (*WaitResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{17}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *WaitResponse) GetProcess() *Process {
@@ -1362,7 +1602,7 @@ type AttachRequest struct {
 
 func (x *AttachRequest) Reset() {
 	*x = AttachRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[18]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1374,7 +1614,7 @@ func (x *AttachRequest) String() string {
 func (*AttachRequest) ProtoMessage() {}
 
 func (x *AttachRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[18]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1387,7 +1627,7 @@ func (x *AttachRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachRequest.ProtoReflect.Descriptor instead.
 func (*AttachRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{18}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *AttachRequest) GetSelector() *Selector {
@@ -1413,7 +1653,7 @@ type AttachResponse struct {
 
 func (x *AttachResponse) Reset() {
 	*x = AttachResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[19]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1425,7 +1665,7 @@ func (x *AttachResponse) String() string {
 func (*AttachResponse) ProtoMessage() {}
 
 func (x *AttachResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[19]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1438,7 +1678,7 @@ func (x *AttachResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachResponse.ProtoReflect.Descriptor instead.
 func (*AttachResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{19}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *AttachResponse) GetEvent() *OutputEvent {
@@ -1460,7 +1700,7 @@ type LocateRequest struct {
 
 func (x *LocateRequest) Reset() {
 	*x = LocateRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[20]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1472,7 +1712,7 @@ func (x *LocateRequest) String() string {
 func (*LocateRequest) ProtoMessage() {}
 
 func (x *LocateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[20]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1485,7 +1725,7 @@ func (x *LocateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LocateRequest.ProtoReflect.Descriptor instead.
 func (*LocateRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{20}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *LocateRequest) GetSelector() *Selector {
@@ -1525,7 +1765,7 @@ type LocateResponse struct {
 
 func (x *LocateResponse) Reset() {
 	*x = LocateResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[21]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1537,7 +1777,7 @@ func (x *LocateResponse) String() string {
 func (*LocateResponse) ProtoMessage() {}
 
 func (x *LocateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[21]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1550,7 +1790,7 @@ func (x *LocateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LocateResponse.ProtoReflect.Descriptor instead.
 func (*LocateResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{21}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *LocateResponse) GetOffset() int64 {
@@ -1571,7 +1811,7 @@ type WriteStdinRequest struct {
 
 func (x *WriteStdinRequest) Reset() {
 	*x = WriteStdinRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[22]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1583,7 +1823,7 @@ func (x *WriteStdinRequest) String() string {
 func (*WriteStdinRequest) ProtoMessage() {}
 
 func (x *WriteStdinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[22]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1596,7 +1836,7 @@ func (x *WriteStdinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteStdinRequest.ProtoReflect.Descriptor instead.
 func (*WriteStdinRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{22}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *WriteStdinRequest) GetSelector() *Selector {
@@ -1628,7 +1868,7 @@ type WriteStdinResponse struct {
 
 func (x *WriteStdinResponse) Reset() {
 	*x = WriteStdinResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[23]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1640,7 +1880,7 @@ func (x *WriteStdinResponse) String() string {
 func (*WriteStdinResponse) ProtoMessage() {}
 
 func (x *WriteStdinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[23]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1653,7 +1893,7 @@ func (x *WriteStdinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteStdinResponse.ProtoReflect.Descriptor instead.
 func (*WriteStdinResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{23}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{27}
 }
 
 type ResizeRequest struct {
@@ -1667,7 +1907,7 @@ type ResizeRequest struct {
 
 func (x *ResizeRequest) Reset() {
 	*x = ResizeRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[24]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1679,7 +1919,7 @@ func (x *ResizeRequest) String() string {
 func (*ResizeRequest) ProtoMessage() {}
 
 func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[24]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1692,7 +1932,7 @@ func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{24}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ResizeRequest) GetSelector() *Selector {
@@ -1724,7 +1964,7 @@ type ResizeResponse struct {
 
 func (x *ResizeResponse) Reset() {
 	*x = ResizeResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[25]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1736,7 +1976,7 @@ func (x *ResizeResponse) String() string {
 func (*ResizeResponse) ProtoMessage() {}
 
 func (x *ResizeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[25]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1749,7 +1989,7 @@ func (x *ResizeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeResponse.ProtoReflect.Descriptor instead.
 func (*ResizeResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{25}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{29}
 }
 
 type SignalRequest struct {
@@ -1762,7 +2002,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[26]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1774,7 +2014,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[26]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1787,7 +2027,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{26}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *SignalRequest) GetSelector() *Selector {
@@ -1812,7 +2052,7 @@ type SignalResponse struct {
 
 func (x *SignalResponse) Reset() {
 	*x = SignalResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[27]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1824,7 +2064,7 @@ func (x *SignalResponse) String() string {
 func (*SignalResponse) ProtoMessage() {}
 
 func (x *SignalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[27]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1837,7 +2077,7 @@ func (x *SignalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalResponse.ProtoReflect.Descriptor instead.
 func (*SignalResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{27}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{31}
 }
 
 type KillRequest struct {
@@ -1851,7 +2091,7 @@ type KillRequest struct {
 
 func (x *KillRequest) Reset() {
 	*x = KillRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[28]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1863,7 +2103,7 @@ func (x *KillRequest) String() string {
 func (*KillRequest) ProtoMessage() {}
 
 func (x *KillRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[28]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1876,7 +2116,7 @@ func (x *KillRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KillRequest.ProtoReflect.Descriptor instead.
 func (*KillRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{28}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *KillRequest) GetSelector() *Selector {
@@ -1909,7 +2149,7 @@ type KillResponse struct {
 
 func (x *KillResponse) Reset() {
 	*x = KillResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[29]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1921,7 +2161,7 @@ func (x *KillResponse) String() string {
 func (*KillResponse) ProtoMessage() {}
 
 func (x *KillResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[29]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1934,7 +2174,7 @@ func (x *KillResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KillResponse.ProtoReflect.Descriptor instead.
 func (*KillResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{29}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *KillResponse) GetProcess() *Process {
@@ -1953,7 +2193,7 @@ type KillBiggestRequest struct {
 
 func (x *KillBiggestRequest) Reset() {
 	*x = KillBiggestRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[30]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1965,7 +2205,7 @@ func (x *KillBiggestRequest) String() string {
 func (*KillBiggestRequest) ProtoMessage() {}
 
 func (x *KillBiggestRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[30]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1978,7 +2218,7 @@ func (x *KillBiggestRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KillBiggestRequest.ProtoReflect.Descriptor instead.
 func (*KillBiggestRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{30}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *KillBiggestRequest) GetUsed() int64 {
@@ -1998,7 +2238,7 @@ type KillBiggestResponse struct {
 
 func (x *KillBiggestResponse) Reset() {
 	*x = KillBiggestResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[31]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2010,7 +2250,7 @@ func (x *KillBiggestResponse) String() string {
 func (*KillBiggestResponse) ProtoMessage() {}
 
 func (x *KillBiggestResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[31]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2023,7 +2263,7 @@ func (x *KillBiggestResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KillBiggestResponse.ProtoReflect.Descriptor instead.
 func (*KillBiggestResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{31}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *KillBiggestResponse) GetProcess() *Process {
@@ -2057,7 +2297,7 @@ type FileInfo struct {
 
 func (x *FileInfo) Reset() {
 	*x = FileInfo{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[32]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2069,7 +2309,7 @@ func (x *FileInfo) String() string {
 func (*FileInfo) ProtoMessage() {}
 
 func (x *FileInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[32]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2082,7 +2322,7 @@ func (x *FileInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileInfo.ProtoReflect.Descriptor instead.
 func (*FileInfo) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{32}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *FileInfo) GetName() string {
@@ -2158,7 +2398,7 @@ type ReadFileRequest struct {
 
 func (x *ReadFileRequest) Reset() {
 	*x = ReadFileRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[33]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2170,7 +2410,7 @@ func (x *ReadFileRequest) String() string {
 func (*ReadFileRequest) ProtoMessage() {}
 
 func (x *ReadFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[33]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2183,7 +2423,7 @@ func (x *ReadFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadFileRequest.ProtoReflect.Descriptor instead.
 func (*ReadFileRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{33}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ReadFileRequest) GetPath() string {
@@ -2214,7 +2454,7 @@ type ReadFileResponse struct {
 
 func (x *ReadFileResponse) Reset() {
 	*x = ReadFileResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[34]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2226,7 +2466,7 @@ func (x *ReadFileResponse) String() string {
 func (*ReadFileResponse) ProtoMessage() {}
 
 func (x *ReadFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[34]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2239,7 +2479,7 @@ func (x *ReadFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadFileResponse.ProtoReflect.Descriptor instead.
 func (*ReadFileResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{34}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ReadFileResponse) GetMessage() isReadFileResponse_Message {
@@ -2312,7 +2552,7 @@ type WriteFileRequest struct {
 
 func (x *WriteFileRequest) Reset() {
 	*x = WriteFileRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[35]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2324,7 +2564,7 @@ func (x *WriteFileRequest) String() string {
 func (*WriteFileRequest) ProtoMessage() {}
 
 func (x *WriteFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[35]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2337,7 +2577,7 @@ func (x *WriteFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileRequest.ProtoReflect.Descriptor instead.
 func (*WriteFileRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{35}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *WriteFileRequest) GetMessage() isWriteFileRequest_Message {
@@ -2411,7 +2651,7 @@ type WriteFileHeader struct {
 
 func (x *WriteFileHeader) Reset() {
 	*x = WriteFileHeader{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[36]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2423,7 +2663,7 @@ func (x *WriteFileHeader) String() string {
 func (*WriteFileHeader) ProtoMessage() {}
 
 func (x *WriteFileHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[36]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2436,7 +2676,7 @@ func (x *WriteFileHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileHeader.ProtoReflect.Descriptor instead.
 func (*WriteFileHeader) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{36}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *WriteFileHeader) GetPath() string {
@@ -2497,7 +2737,7 @@ type WriteFileResponse struct {
 
 func (x *WriteFileResponse) Reset() {
 	*x = WriteFileResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[37]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2509,7 +2749,7 @@ func (x *WriteFileResponse) String() string {
 func (*WriteFileResponse) ProtoMessage() {}
 
 func (x *WriteFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[37]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2522,7 +2762,7 @@ func (x *WriteFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFileResponse.ProtoReflect.Descriptor instead.
 func (*WriteFileResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{37}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *WriteFileResponse) GetInfo() *FileInfo {
@@ -2542,7 +2782,7 @@ type PutFileRequest struct {
 
 func (x *PutFileRequest) Reset() {
 	*x = PutFileRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[38]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2554,7 +2794,7 @@ func (x *PutFileRequest) String() string {
 func (*PutFileRequest) ProtoMessage() {}
 
 func (x *PutFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[38]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2567,7 +2807,7 @@ func (x *PutFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutFileRequest.ProtoReflect.Descriptor instead.
 func (*PutFileRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{38}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *PutFileRequest) GetHeader() *WriteFileHeader {
@@ -2593,7 +2833,7 @@ type PutFileResponse struct {
 
 func (x *PutFileResponse) Reset() {
 	*x = PutFileResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[39]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2605,7 +2845,7 @@ func (x *PutFileResponse) String() string {
 func (*PutFileResponse) ProtoMessage() {}
 
 func (x *PutFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[39]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2618,7 +2858,7 @@ func (x *PutFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutFileResponse.ProtoReflect.Descriptor instead.
 func (*PutFileResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{39}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *PutFileResponse) GetInfo() *FileInfo {
@@ -2637,7 +2877,7 @@ type StatFileRequest struct {
 
 func (x *StatFileRequest) Reset() {
 	*x = StatFileRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[40]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2649,7 +2889,7 @@ func (x *StatFileRequest) String() string {
 func (*StatFileRequest) ProtoMessage() {}
 
 func (x *StatFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[40]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2662,7 +2902,7 @@ func (x *StatFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatFileRequest.ProtoReflect.Descriptor instead.
 func (*StatFileRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{40}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *StatFileRequest) GetPath() string {
@@ -2681,7 +2921,7 @@ type StatFileResponse struct {
 
 func (x *StatFileResponse) Reset() {
 	*x = StatFileResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[41]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2693,7 +2933,7 @@ func (x *StatFileResponse) String() string {
 func (*StatFileResponse) ProtoMessage() {}
 
 func (x *StatFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[41]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2706,7 +2946,7 @@ func (x *StatFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatFileResponse.ProtoReflect.Descriptor instead.
 func (*StatFileResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{41}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *StatFileResponse) GetInfo() *FileInfo {
@@ -2726,7 +2966,7 @@ type ListFilesRequest struct {
 
 func (x *ListFilesRequest) Reset() {
 	*x = ListFilesRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[42]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2738,7 +2978,7 @@ func (x *ListFilesRequest) String() string {
 func (*ListFilesRequest) ProtoMessage() {}
 
 func (x *ListFilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[42]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2751,7 +2991,7 @@ func (x *ListFilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListFilesRequest.ProtoReflect.Descriptor instead.
 func (*ListFilesRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{42}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ListFilesRequest) GetPath() string {
@@ -2777,7 +3017,7 @@ type ListFilesResponse struct {
 
 func (x *ListFilesResponse) Reset() {
 	*x = ListFilesResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[43]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2789,7 +3029,7 @@ func (x *ListFilesResponse) String() string {
 func (*ListFilesResponse) ProtoMessage() {}
 
 func (x *ListFilesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[43]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2802,7 +3042,7 @@ func (x *ListFilesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListFilesResponse.ProtoReflect.Descriptor instead.
 func (*ListFilesResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{43}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ListFilesResponse) GetEntries() []*FileInfo {
@@ -2821,7 +3061,7 @@ type MkdirRequest struct {
 
 func (x *MkdirRequest) Reset() {
 	*x = MkdirRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[44]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2833,7 +3073,7 @@ func (x *MkdirRequest) String() string {
 func (*MkdirRequest) ProtoMessage() {}
 
 func (x *MkdirRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[44]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2846,7 +3086,7 @@ func (x *MkdirRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MkdirRequest.ProtoReflect.Descriptor instead.
 func (*MkdirRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{44}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *MkdirRequest) GetPath() string {
@@ -2865,7 +3105,7 @@ type MkdirResponse struct {
 
 func (x *MkdirResponse) Reset() {
 	*x = MkdirResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[45]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2877,7 +3117,7 @@ func (x *MkdirResponse) String() string {
 func (*MkdirResponse) ProtoMessage() {}
 
 func (x *MkdirResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[45]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2890,7 +3130,7 @@ func (x *MkdirResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MkdirResponse.ProtoReflect.Descriptor instead.
 func (*MkdirResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{45}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *MkdirResponse) GetInfo() *FileInfo {
@@ -2909,7 +3149,7 @@ type RemoveFileRequest struct {
 
 func (x *RemoveFileRequest) Reset() {
 	*x = RemoveFileRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[46]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2921,7 +3161,7 @@ func (x *RemoveFileRequest) String() string {
 func (*RemoveFileRequest) ProtoMessage() {}
 
 func (x *RemoveFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[46]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2934,7 +3174,7 @@ func (x *RemoveFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveFileRequest.ProtoReflect.Descriptor instead.
 func (*RemoveFileRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{46}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *RemoveFileRequest) GetPath() string {
@@ -2952,7 +3192,7 @@ type RemoveFileResponse struct {
 
 func (x *RemoveFileResponse) Reset() {
 	*x = RemoveFileResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[47]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2964,7 +3204,7 @@ func (x *RemoveFileResponse) String() string {
 func (*RemoveFileResponse) ProtoMessage() {}
 
 func (x *RemoveFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[47]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2977,7 +3217,7 @@ func (x *RemoveFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveFileResponse.ProtoReflect.Descriptor instead.
 func (*RemoveFileResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{47}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{51}
 }
 
 type PackFilesRequest struct {
@@ -2991,7 +3231,7 @@ type PackFilesRequest struct {
 
 func (x *PackFilesRequest) Reset() {
 	*x = PackFilesRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[48]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3003,7 +3243,7 @@ func (x *PackFilesRequest) String() string {
 func (*PackFilesRequest) ProtoMessage() {}
 
 func (x *PackFilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[48]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3016,7 +3256,7 @@ func (x *PackFilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PackFilesRequest.ProtoReflect.Descriptor instead.
 func (*PackFilesRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{48}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *PackFilesRequest) GetPath() string {
@@ -3056,7 +3296,7 @@ type PackFilesResponse struct {
 
 func (x *PackFilesResponse) Reset() {
 	*x = PackFilesResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[49]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3068,7 +3308,7 @@ func (x *PackFilesResponse) String() string {
 func (*PackFilesResponse) ProtoMessage() {}
 
 func (x *PackFilesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[49]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3081,7 +3321,7 @@ func (x *PackFilesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PackFilesResponse.ProtoReflect.Descriptor instead.
 func (*PackFilesResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{49}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *PackFilesResponse) GetMessage() isPackFilesResponse_Message {
@@ -3134,7 +3374,7 @@ type PackResult struct {
 
 func (x *PackResult) Reset() {
 	*x = PackResult{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[50]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3146,7 +3386,7 @@ func (x *PackResult) String() string {
 func (*PackResult) ProtoMessage() {}
 
 func (x *PackResult) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[50]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3159,7 +3399,7 @@ func (x *PackResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PackResult.ProtoReflect.Descriptor instead.
 func (*PackResult) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{50}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *PackResult) GetWarnings() []string {
@@ -3183,7 +3423,7 @@ type UnpackFilesRequest struct {
 
 func (x *UnpackFilesRequest) Reset() {
 	*x = UnpackFilesRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[51]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3195,7 +3435,7 @@ func (x *UnpackFilesRequest) String() string {
 func (*UnpackFilesRequest) ProtoMessage() {}
 
 func (x *UnpackFilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[51]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3208,7 +3448,7 @@ func (x *UnpackFilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpackFilesRequest.ProtoReflect.Descriptor instead.
 func (*UnpackFilesRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{51}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *UnpackFilesRequest) GetMessage() isUnpackFilesRequest_Message {
@@ -3279,7 +3519,7 @@ type UnpackFilesHeader struct {
 
 func (x *UnpackFilesHeader) Reset() {
 	*x = UnpackFilesHeader{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[52]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3291,7 +3531,7 @@ func (x *UnpackFilesHeader) String() string {
 func (*UnpackFilesHeader) ProtoMessage() {}
 
 func (x *UnpackFilesHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[52]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3304,7 +3544,7 @@ func (x *UnpackFilesHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpackFilesHeader.ProtoReflect.Descriptor instead.
 func (*UnpackFilesHeader) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{52}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *UnpackFilesHeader) GetPath() string {
@@ -3346,7 +3586,7 @@ type UnpackFilesResponse struct {
 
 func (x *UnpackFilesResponse) Reset() {
 	*x = UnpackFilesResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[53]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3358,7 +3598,7 @@ func (x *UnpackFilesResponse) String() string {
 func (*UnpackFilesResponse) ProtoMessage() {}
 
 func (x *UnpackFilesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[53]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3371,7 +3611,7 @@ func (x *UnpackFilesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpackFilesResponse.ProtoReflect.Descriptor instead.
 func (*UnpackFilesResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{53}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *UnpackFilesResponse) GetEntries() int64 {
@@ -3405,7 +3645,7 @@ type WatchFilesRequest struct {
 
 func (x *WatchFilesRequest) Reset() {
 	*x = WatchFilesRequest{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[54]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3417,7 +3657,7 @@ func (x *WatchFilesRequest) String() string {
 func (*WatchFilesRequest) ProtoMessage() {}
 
 func (x *WatchFilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[54]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3430,7 +3670,7 @@ func (x *WatchFilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchFilesRequest.ProtoReflect.Descriptor instead.
 func (*WatchFilesRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{54}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *WatchFilesRequest) GetPath() string {
@@ -3459,7 +3699,7 @@ type WatchFilesResponse struct {
 
 func (x *WatchFilesResponse) Reset() {
 	*x = WatchFilesResponse{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[55]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3471,7 +3711,7 @@ func (x *WatchFilesResponse) String() string {
 func (*WatchFilesResponse) ProtoMessage() {}
 
 func (x *WatchFilesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[55]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3484,7 +3724,7 @@ func (x *WatchFilesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchFilesResponse.ProtoReflect.Descriptor instead.
 func (*WatchFilesResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{55}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *WatchFilesResponse) GetEvents() []*FileEvent {
@@ -3513,7 +3753,7 @@ type FileEvent struct {
 
 func (x *FileEvent) Reset() {
 	*x = FileEvent{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[56]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3525,7 +3765,7 @@ func (x *FileEvent) String() string {
 func (*FileEvent) ProtoMessage() {}
 
 func (x *FileEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[56]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3538,7 +3778,7 @@ func (x *FileEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileEvent.ProtoReflect.Descriptor instead.
 func (*FileEvent) Descriptor() ([]byte, []int) {
-	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{56}
+	return file_nestbox_guest_v1_guest_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *FileEvent) GetType() string {
@@ -3581,7 +3821,7 @@ type OutputEvent_Data struct {
 
 func (x *OutputEvent_Data) Reset() {
 	*x = OutputEvent_Data{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[58]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3593,7 +3833,7 @@ func (x *OutputEvent_Data) String() string {
 func (*OutputEvent_Data) ProtoMessage() {}
 
 func (x *OutputEvent_Data) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[58]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3647,7 +3887,7 @@ type OutputEvent_Gap struct {
 
 func (x *OutputEvent_Gap) Reset() {
 	*x = OutputEvent_Gap{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[59]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3659,7 +3899,7 @@ func (x *OutputEvent_Gap) String() string {
 func (*OutputEvent_Gap) ProtoMessage() {}
 
 func (x *OutputEvent_Gap) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[59]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3699,7 +3939,7 @@ type OutputEvent_ExitEvent struct {
 
 func (x *OutputEvent_ExitEvent) Reset() {
 	*x = OutputEvent_ExitEvent{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[60]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3711,7 +3951,7 @@ func (x *OutputEvent_ExitEvent) String() string {
 func (*OutputEvent_ExitEvent) ProtoMessage() {}
 
 func (x *OutputEvent_ExitEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[60]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3750,7 +3990,7 @@ type OutputEvent_Closed struct {
 
 func (x *OutputEvent_Closed) Reset() {
 	*x = OutputEvent_Closed{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[61]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3762,7 +4002,7 @@ func (x *OutputEvent_Closed) String() string {
 func (*OutputEvent_Closed) ProtoMessage() {}
 
 func (x *OutputEvent_Closed) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[61]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3795,7 +4035,7 @@ type OutputEvent_Alive struct {
 
 func (x *OutputEvent_Alive) Reset() {
 	*x = OutputEvent_Alive{}
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[62]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3807,7 +4047,7 @@ func (x *OutputEvent_Alive) String() string {
 func (*OutputEvent_Alive) ProtoMessage() {}
 
 func (x *OutputEvent_Alive) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[62]
+	mi := &file_nestbox_guest_v1_guest_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3924,7 +4164,23 @@ const file_nestbox_guest_v1_guest_proto_rawDesc = "" +
 	"\vListRequest\x12\x10\n" +
 	"\x03all\x18\x01 \x01(\bR\x03all\"G\n" +
 	"\fListResponse\x127\n" +
-	"\tprocesses\x18\x01 \x03(\v2\x19.nestbox.guest.v1.ProcessR\tprocesses\"D\n" +
+	"\tprocesses\x18\x01 \x03(\v2\x19.nestbox.guest.v1.ProcessR\tprocesses\"\r\n" +
+	"\vTreeRequest\"M\n" +
+	"\fTreeResponse\x12=\n" +
+	"\tprocesses\x18\x01 \x03(\v2\x1f.nestbox.guest.v1.SystemProcessR\tprocesses\"\x87\x02\n" +
+	"\rSystemProcess\x12\x10\n" +
+	"\x03pid\x18\x01 \x01(\x05R\x03pid\x12\x12\n" +
+	"\x04ppid\x18\x02 \x01(\x05R\x04ppid\x12\x18\n" +
+	"\aprocess\x18\x03 \x01(\x04R\aprocess\x12\x12\n" +
+	"\x04user\x18\x04 \x01(\tR\x04user\x12\x14\n" +
+	"\x05state\x18\x05 \x01(\tR\x05state\x12\x10\n" +
+	"\x03cmd\x18\x06 \x01(\tR\x03cmd\x12+\n" +
+	"\x03cpu\x18\a \x01(\v2\x19.google.protobuf.DurationR\x03cpu\x12\x16\n" +
+	"\x06memory\x18\b \x01(\x03R\x06memory\x125\n" +
+	"\x05ports\x18\t \x03(\v2\x1f.nestbox.guest.v1.ListeningPortR\x05ports\"=\n" +
+	"\rListeningPort\x12\x12\n" +
+	"\x04port\x18\x01 \x01(\rR\x04port\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\fR\aaddress\"D\n" +
 	"\n" +
 	"GetRequest\x126\n" +
 	"\bselector\x18\x01 \x01(\v2\x1a.nestbox.guest.v1.SelectorR\bselector\"B\n" +
@@ -4069,11 +4325,12 @@ const file_nestbox_guest_v1_guest_proto_rawDesc = "" +
 	"\rSTREAM_STDOUT\x10\x00\x12\x11\n" +
 	"\rSTREAM_STDERR\x10\x01\x12\x0e\n" +
 	"\n" +
-	"STREAM_PTY\x10\x022\x81\x0e\n" +
+	"STREAM_PTY\x10\x022\xc8\x0e\n" +
 	"\fGuestService\x12E\n" +
 	"\x04Ping\x12\x1d.nestbox.guest.v1.PingRequest\x1a\x1e.nestbox.guest.v1.PingResponse\x12J\n" +
 	"\x05Start\x12\x1e.nestbox.guest.v1.StartRequest\x1a\x1f.nestbox.guest.v1.StartResponse0\x01\x12E\n" +
-	"\x04List\x12\x1d.nestbox.guest.v1.ListRequest\x1a\x1e.nestbox.guest.v1.ListResponse\x12B\n" +
+	"\x04List\x12\x1d.nestbox.guest.v1.ListRequest\x1a\x1e.nestbox.guest.v1.ListResponse\x12E\n" +
+	"\x04Tree\x12\x1d.nestbox.guest.v1.TreeRequest\x1a\x1e.nestbox.guest.v1.TreeResponse\x12B\n" +
 	"\x03Get\x12\x1c.nestbox.guest.v1.GetRequest\x1a\x1d.nestbox.guest.v1.GetResponse\x12E\n" +
 	"\x04Wait\x12\x1d.nestbox.guest.v1.WaitRequest\x1a\x1e.nestbox.guest.v1.WaitResponse\x12M\n" +
 	"\x06Attach\x12\x1f.nestbox.guest.v1.AttachRequest\x1a .nestbox.guest.v1.AttachResponse0\x01\x12K\n" +
@@ -4110,7 +4367,7 @@ func file_nestbox_guest_v1_guest_proto_rawDescGZIP() []byte {
 }
 
 var file_nestbox_guest_v1_guest_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_nestbox_guest_v1_guest_proto_msgTypes = make([]protoimpl.MessageInfo, 63)
+var file_nestbox_guest_v1_guest_proto_msgTypes = make([]protoimpl.MessageInfo, 67)
 var file_nestbox_guest_v1_guest_proto_goTypes = []any{
 	(Stream)(0),                   // 0: nestbox.guest.v1.Stream
 	(*PingRequest)(nil),           // 1: nestbox.guest.v1.PingRequest
@@ -4127,159 +4384,168 @@ var file_nestbox_guest_v1_guest_proto_goTypes = []any{
 	(*StartResponse)(nil),         // 12: nestbox.guest.v1.StartResponse
 	(*ListRequest)(nil),           // 13: nestbox.guest.v1.ListRequest
 	(*ListResponse)(nil),          // 14: nestbox.guest.v1.ListResponse
-	(*GetRequest)(nil),            // 15: nestbox.guest.v1.GetRequest
-	(*GetResponse)(nil),           // 16: nestbox.guest.v1.GetResponse
-	(*WaitRequest)(nil),           // 17: nestbox.guest.v1.WaitRequest
-	(*WaitResponse)(nil),          // 18: nestbox.guest.v1.WaitResponse
-	(*AttachRequest)(nil),         // 19: nestbox.guest.v1.AttachRequest
-	(*AttachResponse)(nil),        // 20: nestbox.guest.v1.AttachResponse
-	(*LocateRequest)(nil),         // 21: nestbox.guest.v1.LocateRequest
-	(*LocateResponse)(nil),        // 22: nestbox.guest.v1.LocateResponse
-	(*WriteStdinRequest)(nil),     // 23: nestbox.guest.v1.WriteStdinRequest
-	(*WriteStdinResponse)(nil),    // 24: nestbox.guest.v1.WriteStdinResponse
-	(*ResizeRequest)(nil),         // 25: nestbox.guest.v1.ResizeRequest
-	(*ResizeResponse)(nil),        // 26: nestbox.guest.v1.ResizeResponse
-	(*SignalRequest)(nil),         // 27: nestbox.guest.v1.SignalRequest
-	(*SignalResponse)(nil),        // 28: nestbox.guest.v1.SignalResponse
-	(*KillRequest)(nil),           // 29: nestbox.guest.v1.KillRequest
-	(*KillResponse)(nil),          // 30: nestbox.guest.v1.KillResponse
-	(*KillBiggestRequest)(nil),    // 31: nestbox.guest.v1.KillBiggestRequest
-	(*KillBiggestResponse)(nil),   // 32: nestbox.guest.v1.KillBiggestResponse
-	(*FileInfo)(nil),              // 33: nestbox.guest.v1.FileInfo
-	(*ReadFileRequest)(nil),       // 34: nestbox.guest.v1.ReadFileRequest
-	(*ReadFileResponse)(nil),      // 35: nestbox.guest.v1.ReadFileResponse
-	(*WriteFileRequest)(nil),      // 36: nestbox.guest.v1.WriteFileRequest
-	(*WriteFileHeader)(nil),       // 37: nestbox.guest.v1.WriteFileHeader
-	(*WriteFileResponse)(nil),     // 38: nestbox.guest.v1.WriteFileResponse
-	(*PutFileRequest)(nil),        // 39: nestbox.guest.v1.PutFileRequest
-	(*PutFileResponse)(nil),       // 40: nestbox.guest.v1.PutFileResponse
-	(*StatFileRequest)(nil),       // 41: nestbox.guest.v1.StatFileRequest
-	(*StatFileResponse)(nil),      // 42: nestbox.guest.v1.StatFileResponse
-	(*ListFilesRequest)(nil),      // 43: nestbox.guest.v1.ListFilesRequest
-	(*ListFilesResponse)(nil),     // 44: nestbox.guest.v1.ListFilesResponse
-	(*MkdirRequest)(nil),          // 45: nestbox.guest.v1.MkdirRequest
-	(*MkdirResponse)(nil),         // 46: nestbox.guest.v1.MkdirResponse
-	(*RemoveFileRequest)(nil),     // 47: nestbox.guest.v1.RemoveFileRequest
-	(*RemoveFileResponse)(nil),    // 48: nestbox.guest.v1.RemoveFileResponse
-	(*PackFilesRequest)(nil),      // 49: nestbox.guest.v1.PackFilesRequest
-	(*PackFilesResponse)(nil),     // 50: nestbox.guest.v1.PackFilesResponse
-	(*PackResult)(nil),            // 51: nestbox.guest.v1.PackResult
-	(*UnpackFilesRequest)(nil),    // 52: nestbox.guest.v1.UnpackFilesRequest
-	(*UnpackFilesHeader)(nil),     // 53: nestbox.guest.v1.UnpackFilesHeader
-	(*UnpackFilesResponse)(nil),   // 54: nestbox.guest.v1.UnpackFilesResponse
-	(*WatchFilesRequest)(nil),     // 55: nestbox.guest.v1.WatchFilesRequest
-	(*WatchFilesResponse)(nil),    // 56: nestbox.guest.v1.WatchFilesResponse
-	(*FileEvent)(nil),             // 57: nestbox.guest.v1.FileEvent
-	nil,                           // 58: nestbox.guest.v1.ProcessSpec.EnvEntry
-	(*OutputEvent_Data)(nil),      // 59: nestbox.guest.v1.OutputEvent.Data
-	(*OutputEvent_Gap)(nil),       // 60: nestbox.guest.v1.OutputEvent.Gap
-	(*OutputEvent_ExitEvent)(nil), // 61: nestbox.guest.v1.OutputEvent.ExitEvent
-	(*OutputEvent_Closed)(nil),    // 62: nestbox.guest.v1.OutputEvent.Closed
-	(*OutputEvent_Alive)(nil),     // 63: nestbox.guest.v1.OutputEvent.Alive
-	(*timestamppb.Timestamp)(nil), // 64: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 65: google.protobuf.Duration
+	(*TreeRequest)(nil),           // 15: nestbox.guest.v1.TreeRequest
+	(*TreeResponse)(nil),          // 16: nestbox.guest.v1.TreeResponse
+	(*SystemProcess)(nil),         // 17: nestbox.guest.v1.SystemProcess
+	(*ListeningPort)(nil),         // 18: nestbox.guest.v1.ListeningPort
+	(*GetRequest)(nil),            // 19: nestbox.guest.v1.GetRequest
+	(*GetResponse)(nil),           // 20: nestbox.guest.v1.GetResponse
+	(*WaitRequest)(nil),           // 21: nestbox.guest.v1.WaitRequest
+	(*WaitResponse)(nil),          // 22: nestbox.guest.v1.WaitResponse
+	(*AttachRequest)(nil),         // 23: nestbox.guest.v1.AttachRequest
+	(*AttachResponse)(nil),        // 24: nestbox.guest.v1.AttachResponse
+	(*LocateRequest)(nil),         // 25: nestbox.guest.v1.LocateRequest
+	(*LocateResponse)(nil),        // 26: nestbox.guest.v1.LocateResponse
+	(*WriteStdinRequest)(nil),     // 27: nestbox.guest.v1.WriteStdinRequest
+	(*WriteStdinResponse)(nil),    // 28: nestbox.guest.v1.WriteStdinResponse
+	(*ResizeRequest)(nil),         // 29: nestbox.guest.v1.ResizeRequest
+	(*ResizeResponse)(nil),        // 30: nestbox.guest.v1.ResizeResponse
+	(*SignalRequest)(nil),         // 31: nestbox.guest.v1.SignalRequest
+	(*SignalResponse)(nil),        // 32: nestbox.guest.v1.SignalResponse
+	(*KillRequest)(nil),           // 33: nestbox.guest.v1.KillRequest
+	(*KillResponse)(nil),          // 34: nestbox.guest.v1.KillResponse
+	(*KillBiggestRequest)(nil),    // 35: nestbox.guest.v1.KillBiggestRequest
+	(*KillBiggestResponse)(nil),   // 36: nestbox.guest.v1.KillBiggestResponse
+	(*FileInfo)(nil),              // 37: nestbox.guest.v1.FileInfo
+	(*ReadFileRequest)(nil),       // 38: nestbox.guest.v1.ReadFileRequest
+	(*ReadFileResponse)(nil),      // 39: nestbox.guest.v1.ReadFileResponse
+	(*WriteFileRequest)(nil),      // 40: nestbox.guest.v1.WriteFileRequest
+	(*WriteFileHeader)(nil),       // 41: nestbox.guest.v1.WriteFileHeader
+	(*WriteFileResponse)(nil),     // 42: nestbox.guest.v1.WriteFileResponse
+	(*PutFileRequest)(nil),        // 43: nestbox.guest.v1.PutFileRequest
+	(*PutFileResponse)(nil),       // 44: nestbox.guest.v1.PutFileResponse
+	(*StatFileRequest)(nil),       // 45: nestbox.guest.v1.StatFileRequest
+	(*StatFileResponse)(nil),      // 46: nestbox.guest.v1.StatFileResponse
+	(*ListFilesRequest)(nil),      // 47: nestbox.guest.v1.ListFilesRequest
+	(*ListFilesResponse)(nil),     // 48: nestbox.guest.v1.ListFilesResponse
+	(*MkdirRequest)(nil),          // 49: nestbox.guest.v1.MkdirRequest
+	(*MkdirResponse)(nil),         // 50: nestbox.guest.v1.MkdirResponse
+	(*RemoveFileRequest)(nil),     // 51: nestbox.guest.v1.RemoveFileRequest
+	(*RemoveFileResponse)(nil),    // 52: nestbox.guest.v1.RemoveFileResponse
+	(*PackFilesRequest)(nil),      // 53: nestbox.guest.v1.PackFilesRequest
+	(*PackFilesResponse)(nil),     // 54: nestbox.guest.v1.PackFilesResponse
+	(*PackResult)(nil),            // 55: nestbox.guest.v1.PackResult
+	(*UnpackFilesRequest)(nil),    // 56: nestbox.guest.v1.UnpackFilesRequest
+	(*UnpackFilesHeader)(nil),     // 57: nestbox.guest.v1.UnpackFilesHeader
+	(*UnpackFilesResponse)(nil),   // 58: nestbox.guest.v1.UnpackFilesResponse
+	(*WatchFilesRequest)(nil),     // 59: nestbox.guest.v1.WatchFilesRequest
+	(*WatchFilesResponse)(nil),    // 60: nestbox.guest.v1.WatchFilesResponse
+	(*FileEvent)(nil),             // 61: nestbox.guest.v1.FileEvent
+	nil,                           // 62: nestbox.guest.v1.ProcessSpec.EnvEntry
+	(*OutputEvent_Data)(nil),      // 63: nestbox.guest.v1.OutputEvent.Data
+	(*OutputEvent_Gap)(nil),       // 64: nestbox.guest.v1.OutputEvent.Gap
+	(*OutputEvent_ExitEvent)(nil), // 65: nestbox.guest.v1.OutputEvent.ExitEvent
+	(*OutputEvent_Closed)(nil),    // 66: nestbox.guest.v1.OutputEvent.Closed
+	(*OutputEvent_Alive)(nil),     // 67: nestbox.guest.v1.OutputEvent.Alive
+	(*timestamppb.Timestamp)(nil), // 68: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 69: google.protobuf.Duration
 }
 var file_nestbox_guest_v1_guest_proto_depIdxs = []int32{
-	64, // 0: nestbox.guest.v1.PingResponse.started_at:type_name -> google.protobuf.Timestamp
-	58, // 1: nestbox.guest.v1.ProcessSpec.env:type_name -> nestbox.guest.v1.ProcessSpec.EnvEntry
-	65, // 2: nestbox.guest.v1.ProcessSpec.timeout:type_name -> google.protobuf.Duration
+	68, // 0: nestbox.guest.v1.PingResponse.started_at:type_name -> google.protobuf.Timestamp
+	62, // 1: nestbox.guest.v1.ProcessSpec.env:type_name -> nestbox.guest.v1.ProcessSpec.EnvEntry
+	69, // 2: nestbox.guest.v1.ProcessSpec.timeout:type_name -> google.protobuf.Duration
 	4,  // 3: nestbox.guest.v1.ProcessSpec.terminal:type_name -> nestbox.guest.v1.Terminal
-	65, // 4: nestbox.guest.v1.ProcessSpec.idle_timeout:type_name -> google.protobuf.Duration
-	64, // 5: nestbox.guest.v1.Process.started_at:type_name -> google.protobuf.Timestamp
+	69, // 4: nestbox.guest.v1.ProcessSpec.idle_timeout:type_name -> google.protobuf.Duration
+	68, // 5: nestbox.guest.v1.Process.started_at:type_name -> google.protobuf.Timestamp
 	7,  // 6: nestbox.guest.v1.Process.exit:type_name -> nestbox.guest.v1.Exit
 	6,  // 7: nestbox.guest.v1.Process.output:type_name -> nestbox.guest.v1.OutputState
 	4,  // 8: nestbox.guest.v1.Process.terminal:type_name -> nestbox.guest.v1.Terminal
-	64, // 9: nestbox.guest.v1.Exit.at:type_name -> google.protobuf.Timestamp
-	59, // 10: nestbox.guest.v1.OutputEvent.data:type_name -> nestbox.guest.v1.OutputEvent.Data
-	60, // 11: nestbox.guest.v1.OutputEvent.gap:type_name -> nestbox.guest.v1.OutputEvent.Gap
-	61, // 12: nestbox.guest.v1.OutputEvent.exit:type_name -> nestbox.guest.v1.OutputEvent.ExitEvent
-	62, // 13: nestbox.guest.v1.OutputEvent.closed:type_name -> nestbox.guest.v1.OutputEvent.Closed
-	63, // 14: nestbox.guest.v1.OutputEvent.alive:type_name -> nestbox.guest.v1.OutputEvent.Alive
+	68, // 9: nestbox.guest.v1.Exit.at:type_name -> google.protobuf.Timestamp
+	63, // 10: nestbox.guest.v1.OutputEvent.data:type_name -> nestbox.guest.v1.OutputEvent.Data
+	64, // 11: nestbox.guest.v1.OutputEvent.gap:type_name -> nestbox.guest.v1.OutputEvent.Gap
+	65, // 12: nestbox.guest.v1.OutputEvent.exit:type_name -> nestbox.guest.v1.OutputEvent.ExitEvent
+	66, // 13: nestbox.guest.v1.OutputEvent.closed:type_name -> nestbox.guest.v1.OutputEvent.Closed
+	67, // 14: nestbox.guest.v1.OutputEvent.alive:type_name -> nestbox.guest.v1.OutputEvent.Alive
 	3,  // 15: nestbox.guest.v1.StartRequest.spec:type_name -> nestbox.guest.v1.ProcessSpec
 	9,  // 16: nestbox.guest.v1.StartRequest.attach:type_name -> nestbox.guest.v1.AttachOptions
 	5,  // 17: nestbox.guest.v1.StartResponse.started:type_name -> nestbox.guest.v1.Process
 	10, // 18: nestbox.guest.v1.StartResponse.event:type_name -> nestbox.guest.v1.OutputEvent
 	5,  // 19: nestbox.guest.v1.ListResponse.processes:type_name -> nestbox.guest.v1.Process
-	8,  // 20: nestbox.guest.v1.GetRequest.selector:type_name -> nestbox.guest.v1.Selector
-	5,  // 21: nestbox.guest.v1.GetResponse.process:type_name -> nestbox.guest.v1.Process
-	8,  // 22: nestbox.guest.v1.WaitRequest.selector:type_name -> nestbox.guest.v1.Selector
-	5,  // 23: nestbox.guest.v1.WaitResponse.process:type_name -> nestbox.guest.v1.Process
-	8,  // 24: nestbox.guest.v1.AttachRequest.selector:type_name -> nestbox.guest.v1.Selector
-	9,  // 25: nestbox.guest.v1.AttachRequest.attach:type_name -> nestbox.guest.v1.AttachOptions
-	10, // 26: nestbox.guest.v1.AttachResponse.event:type_name -> nestbox.guest.v1.OutputEvent
-	8,  // 27: nestbox.guest.v1.LocateRequest.selector:type_name -> nestbox.guest.v1.Selector
-	64, // 28: nestbox.guest.v1.LocateRequest.after:type_name -> google.protobuf.Timestamp
-	8,  // 29: nestbox.guest.v1.WriteStdinRequest.selector:type_name -> nestbox.guest.v1.Selector
-	8,  // 30: nestbox.guest.v1.ResizeRequest.selector:type_name -> nestbox.guest.v1.Selector
-	8,  // 31: nestbox.guest.v1.SignalRequest.selector:type_name -> nestbox.guest.v1.Selector
-	8,  // 32: nestbox.guest.v1.KillRequest.selector:type_name -> nestbox.guest.v1.Selector
-	65, // 33: nestbox.guest.v1.KillRequest.grace:type_name -> google.protobuf.Duration
-	5,  // 34: nestbox.guest.v1.KillResponse.process:type_name -> nestbox.guest.v1.Process
-	5,  // 35: nestbox.guest.v1.KillBiggestResponse.process:type_name -> nestbox.guest.v1.Process
-	64, // 36: nestbox.guest.v1.FileInfo.modified_at:type_name -> google.protobuf.Timestamp
-	33, // 37: nestbox.guest.v1.ReadFileResponse.info:type_name -> nestbox.guest.v1.FileInfo
-	37, // 38: nestbox.guest.v1.WriteFileRequest.header:type_name -> nestbox.guest.v1.WriteFileHeader
-	64, // 39: nestbox.guest.v1.WriteFileHeader.modified_at:type_name -> google.protobuf.Timestamp
-	33, // 40: nestbox.guest.v1.WriteFileResponse.info:type_name -> nestbox.guest.v1.FileInfo
-	37, // 41: nestbox.guest.v1.PutFileRequest.header:type_name -> nestbox.guest.v1.WriteFileHeader
-	33, // 42: nestbox.guest.v1.PutFileResponse.info:type_name -> nestbox.guest.v1.FileInfo
-	33, // 43: nestbox.guest.v1.StatFileResponse.info:type_name -> nestbox.guest.v1.FileInfo
-	33, // 44: nestbox.guest.v1.ListFilesResponse.entries:type_name -> nestbox.guest.v1.FileInfo
-	33, // 45: nestbox.guest.v1.MkdirResponse.info:type_name -> nestbox.guest.v1.FileInfo
-	51, // 46: nestbox.guest.v1.PackFilesResponse.result:type_name -> nestbox.guest.v1.PackResult
-	53, // 47: nestbox.guest.v1.UnpackFilesRequest.header:type_name -> nestbox.guest.v1.UnpackFilesHeader
-	57, // 48: nestbox.guest.v1.WatchFilesResponse.events:type_name -> nestbox.guest.v1.FileEvent
-	0,  // 49: nestbox.guest.v1.OutputEvent.Data.stream:type_name -> nestbox.guest.v1.Stream
-	7,  // 50: nestbox.guest.v1.OutputEvent.ExitEvent.exit:type_name -> nestbox.guest.v1.Exit
-	1,  // 51: nestbox.guest.v1.GuestService.Ping:input_type -> nestbox.guest.v1.PingRequest
-	11, // 52: nestbox.guest.v1.GuestService.Start:input_type -> nestbox.guest.v1.StartRequest
-	13, // 53: nestbox.guest.v1.GuestService.List:input_type -> nestbox.guest.v1.ListRequest
-	15, // 54: nestbox.guest.v1.GuestService.Get:input_type -> nestbox.guest.v1.GetRequest
-	17, // 55: nestbox.guest.v1.GuestService.Wait:input_type -> nestbox.guest.v1.WaitRequest
-	19, // 56: nestbox.guest.v1.GuestService.Attach:input_type -> nestbox.guest.v1.AttachRequest
-	21, // 57: nestbox.guest.v1.GuestService.Locate:input_type -> nestbox.guest.v1.LocateRequest
-	23, // 58: nestbox.guest.v1.GuestService.WriteStdin:input_type -> nestbox.guest.v1.WriteStdinRequest
-	25, // 59: nestbox.guest.v1.GuestService.Resize:input_type -> nestbox.guest.v1.ResizeRequest
-	27, // 60: nestbox.guest.v1.GuestService.Signal:input_type -> nestbox.guest.v1.SignalRequest
-	29, // 61: nestbox.guest.v1.GuestService.Kill:input_type -> nestbox.guest.v1.KillRequest
-	31, // 62: nestbox.guest.v1.GuestService.KillBiggest:input_type -> nestbox.guest.v1.KillBiggestRequest
-	34, // 63: nestbox.guest.v1.GuestService.ReadFile:input_type -> nestbox.guest.v1.ReadFileRequest
-	36, // 64: nestbox.guest.v1.GuestService.WriteFile:input_type -> nestbox.guest.v1.WriteFileRequest
-	39, // 65: nestbox.guest.v1.GuestService.PutFile:input_type -> nestbox.guest.v1.PutFileRequest
-	41, // 66: nestbox.guest.v1.GuestService.StatFile:input_type -> nestbox.guest.v1.StatFileRequest
-	43, // 67: nestbox.guest.v1.GuestService.ListFiles:input_type -> nestbox.guest.v1.ListFilesRequest
-	45, // 68: nestbox.guest.v1.GuestService.Mkdir:input_type -> nestbox.guest.v1.MkdirRequest
-	47, // 69: nestbox.guest.v1.GuestService.RemoveFile:input_type -> nestbox.guest.v1.RemoveFileRequest
-	49, // 70: nestbox.guest.v1.GuestService.PackFiles:input_type -> nestbox.guest.v1.PackFilesRequest
-	52, // 71: nestbox.guest.v1.GuestService.UnpackFiles:input_type -> nestbox.guest.v1.UnpackFilesRequest
-	55, // 72: nestbox.guest.v1.GuestService.WatchFiles:input_type -> nestbox.guest.v1.WatchFilesRequest
-	2,  // 73: nestbox.guest.v1.GuestService.Ping:output_type -> nestbox.guest.v1.PingResponse
-	12, // 74: nestbox.guest.v1.GuestService.Start:output_type -> nestbox.guest.v1.StartResponse
-	14, // 75: nestbox.guest.v1.GuestService.List:output_type -> nestbox.guest.v1.ListResponse
-	16, // 76: nestbox.guest.v1.GuestService.Get:output_type -> nestbox.guest.v1.GetResponse
-	18, // 77: nestbox.guest.v1.GuestService.Wait:output_type -> nestbox.guest.v1.WaitResponse
-	20, // 78: nestbox.guest.v1.GuestService.Attach:output_type -> nestbox.guest.v1.AttachResponse
-	22, // 79: nestbox.guest.v1.GuestService.Locate:output_type -> nestbox.guest.v1.LocateResponse
-	24, // 80: nestbox.guest.v1.GuestService.WriteStdin:output_type -> nestbox.guest.v1.WriteStdinResponse
-	26, // 81: nestbox.guest.v1.GuestService.Resize:output_type -> nestbox.guest.v1.ResizeResponse
-	28, // 82: nestbox.guest.v1.GuestService.Signal:output_type -> nestbox.guest.v1.SignalResponse
-	30, // 83: nestbox.guest.v1.GuestService.Kill:output_type -> nestbox.guest.v1.KillResponse
-	32, // 84: nestbox.guest.v1.GuestService.KillBiggest:output_type -> nestbox.guest.v1.KillBiggestResponse
-	35, // 85: nestbox.guest.v1.GuestService.ReadFile:output_type -> nestbox.guest.v1.ReadFileResponse
-	38, // 86: nestbox.guest.v1.GuestService.WriteFile:output_type -> nestbox.guest.v1.WriteFileResponse
-	40, // 87: nestbox.guest.v1.GuestService.PutFile:output_type -> nestbox.guest.v1.PutFileResponse
-	42, // 88: nestbox.guest.v1.GuestService.StatFile:output_type -> nestbox.guest.v1.StatFileResponse
-	44, // 89: nestbox.guest.v1.GuestService.ListFiles:output_type -> nestbox.guest.v1.ListFilesResponse
-	46, // 90: nestbox.guest.v1.GuestService.Mkdir:output_type -> nestbox.guest.v1.MkdirResponse
-	48, // 91: nestbox.guest.v1.GuestService.RemoveFile:output_type -> nestbox.guest.v1.RemoveFileResponse
-	50, // 92: nestbox.guest.v1.GuestService.PackFiles:output_type -> nestbox.guest.v1.PackFilesResponse
-	54, // 93: nestbox.guest.v1.GuestService.UnpackFiles:output_type -> nestbox.guest.v1.UnpackFilesResponse
-	56, // 94: nestbox.guest.v1.GuestService.WatchFiles:output_type -> nestbox.guest.v1.WatchFilesResponse
-	73, // [73:95] is the sub-list for method output_type
-	51, // [51:73] is the sub-list for method input_type
-	51, // [51:51] is the sub-list for extension type_name
-	51, // [51:51] is the sub-list for extension extendee
-	0,  // [0:51] is the sub-list for field type_name
+	17, // 20: nestbox.guest.v1.TreeResponse.processes:type_name -> nestbox.guest.v1.SystemProcess
+	69, // 21: nestbox.guest.v1.SystemProcess.cpu:type_name -> google.protobuf.Duration
+	18, // 22: nestbox.guest.v1.SystemProcess.ports:type_name -> nestbox.guest.v1.ListeningPort
+	8,  // 23: nestbox.guest.v1.GetRequest.selector:type_name -> nestbox.guest.v1.Selector
+	5,  // 24: nestbox.guest.v1.GetResponse.process:type_name -> nestbox.guest.v1.Process
+	8,  // 25: nestbox.guest.v1.WaitRequest.selector:type_name -> nestbox.guest.v1.Selector
+	5,  // 26: nestbox.guest.v1.WaitResponse.process:type_name -> nestbox.guest.v1.Process
+	8,  // 27: nestbox.guest.v1.AttachRequest.selector:type_name -> nestbox.guest.v1.Selector
+	9,  // 28: nestbox.guest.v1.AttachRequest.attach:type_name -> nestbox.guest.v1.AttachOptions
+	10, // 29: nestbox.guest.v1.AttachResponse.event:type_name -> nestbox.guest.v1.OutputEvent
+	8,  // 30: nestbox.guest.v1.LocateRequest.selector:type_name -> nestbox.guest.v1.Selector
+	68, // 31: nestbox.guest.v1.LocateRequest.after:type_name -> google.protobuf.Timestamp
+	8,  // 32: nestbox.guest.v1.WriteStdinRequest.selector:type_name -> nestbox.guest.v1.Selector
+	8,  // 33: nestbox.guest.v1.ResizeRequest.selector:type_name -> nestbox.guest.v1.Selector
+	8,  // 34: nestbox.guest.v1.SignalRequest.selector:type_name -> nestbox.guest.v1.Selector
+	8,  // 35: nestbox.guest.v1.KillRequest.selector:type_name -> nestbox.guest.v1.Selector
+	69, // 36: nestbox.guest.v1.KillRequest.grace:type_name -> google.protobuf.Duration
+	5,  // 37: nestbox.guest.v1.KillResponse.process:type_name -> nestbox.guest.v1.Process
+	5,  // 38: nestbox.guest.v1.KillBiggestResponse.process:type_name -> nestbox.guest.v1.Process
+	68, // 39: nestbox.guest.v1.FileInfo.modified_at:type_name -> google.protobuf.Timestamp
+	37, // 40: nestbox.guest.v1.ReadFileResponse.info:type_name -> nestbox.guest.v1.FileInfo
+	41, // 41: nestbox.guest.v1.WriteFileRequest.header:type_name -> nestbox.guest.v1.WriteFileHeader
+	68, // 42: nestbox.guest.v1.WriteFileHeader.modified_at:type_name -> google.protobuf.Timestamp
+	37, // 43: nestbox.guest.v1.WriteFileResponse.info:type_name -> nestbox.guest.v1.FileInfo
+	41, // 44: nestbox.guest.v1.PutFileRequest.header:type_name -> nestbox.guest.v1.WriteFileHeader
+	37, // 45: nestbox.guest.v1.PutFileResponse.info:type_name -> nestbox.guest.v1.FileInfo
+	37, // 46: nestbox.guest.v1.StatFileResponse.info:type_name -> nestbox.guest.v1.FileInfo
+	37, // 47: nestbox.guest.v1.ListFilesResponse.entries:type_name -> nestbox.guest.v1.FileInfo
+	37, // 48: nestbox.guest.v1.MkdirResponse.info:type_name -> nestbox.guest.v1.FileInfo
+	55, // 49: nestbox.guest.v1.PackFilesResponse.result:type_name -> nestbox.guest.v1.PackResult
+	57, // 50: nestbox.guest.v1.UnpackFilesRequest.header:type_name -> nestbox.guest.v1.UnpackFilesHeader
+	61, // 51: nestbox.guest.v1.WatchFilesResponse.events:type_name -> nestbox.guest.v1.FileEvent
+	0,  // 52: nestbox.guest.v1.OutputEvent.Data.stream:type_name -> nestbox.guest.v1.Stream
+	7,  // 53: nestbox.guest.v1.OutputEvent.ExitEvent.exit:type_name -> nestbox.guest.v1.Exit
+	1,  // 54: nestbox.guest.v1.GuestService.Ping:input_type -> nestbox.guest.v1.PingRequest
+	11, // 55: nestbox.guest.v1.GuestService.Start:input_type -> nestbox.guest.v1.StartRequest
+	13, // 56: nestbox.guest.v1.GuestService.List:input_type -> nestbox.guest.v1.ListRequest
+	15, // 57: nestbox.guest.v1.GuestService.Tree:input_type -> nestbox.guest.v1.TreeRequest
+	19, // 58: nestbox.guest.v1.GuestService.Get:input_type -> nestbox.guest.v1.GetRequest
+	21, // 59: nestbox.guest.v1.GuestService.Wait:input_type -> nestbox.guest.v1.WaitRequest
+	23, // 60: nestbox.guest.v1.GuestService.Attach:input_type -> nestbox.guest.v1.AttachRequest
+	25, // 61: nestbox.guest.v1.GuestService.Locate:input_type -> nestbox.guest.v1.LocateRequest
+	27, // 62: nestbox.guest.v1.GuestService.WriteStdin:input_type -> nestbox.guest.v1.WriteStdinRequest
+	29, // 63: nestbox.guest.v1.GuestService.Resize:input_type -> nestbox.guest.v1.ResizeRequest
+	31, // 64: nestbox.guest.v1.GuestService.Signal:input_type -> nestbox.guest.v1.SignalRequest
+	33, // 65: nestbox.guest.v1.GuestService.Kill:input_type -> nestbox.guest.v1.KillRequest
+	35, // 66: nestbox.guest.v1.GuestService.KillBiggest:input_type -> nestbox.guest.v1.KillBiggestRequest
+	38, // 67: nestbox.guest.v1.GuestService.ReadFile:input_type -> nestbox.guest.v1.ReadFileRequest
+	40, // 68: nestbox.guest.v1.GuestService.WriteFile:input_type -> nestbox.guest.v1.WriteFileRequest
+	43, // 69: nestbox.guest.v1.GuestService.PutFile:input_type -> nestbox.guest.v1.PutFileRequest
+	45, // 70: nestbox.guest.v1.GuestService.StatFile:input_type -> nestbox.guest.v1.StatFileRequest
+	47, // 71: nestbox.guest.v1.GuestService.ListFiles:input_type -> nestbox.guest.v1.ListFilesRequest
+	49, // 72: nestbox.guest.v1.GuestService.Mkdir:input_type -> nestbox.guest.v1.MkdirRequest
+	51, // 73: nestbox.guest.v1.GuestService.RemoveFile:input_type -> nestbox.guest.v1.RemoveFileRequest
+	53, // 74: nestbox.guest.v1.GuestService.PackFiles:input_type -> nestbox.guest.v1.PackFilesRequest
+	56, // 75: nestbox.guest.v1.GuestService.UnpackFiles:input_type -> nestbox.guest.v1.UnpackFilesRequest
+	59, // 76: nestbox.guest.v1.GuestService.WatchFiles:input_type -> nestbox.guest.v1.WatchFilesRequest
+	2,  // 77: nestbox.guest.v1.GuestService.Ping:output_type -> nestbox.guest.v1.PingResponse
+	12, // 78: nestbox.guest.v1.GuestService.Start:output_type -> nestbox.guest.v1.StartResponse
+	14, // 79: nestbox.guest.v1.GuestService.List:output_type -> nestbox.guest.v1.ListResponse
+	16, // 80: nestbox.guest.v1.GuestService.Tree:output_type -> nestbox.guest.v1.TreeResponse
+	20, // 81: nestbox.guest.v1.GuestService.Get:output_type -> nestbox.guest.v1.GetResponse
+	22, // 82: nestbox.guest.v1.GuestService.Wait:output_type -> nestbox.guest.v1.WaitResponse
+	24, // 83: nestbox.guest.v1.GuestService.Attach:output_type -> nestbox.guest.v1.AttachResponse
+	26, // 84: nestbox.guest.v1.GuestService.Locate:output_type -> nestbox.guest.v1.LocateResponse
+	28, // 85: nestbox.guest.v1.GuestService.WriteStdin:output_type -> nestbox.guest.v1.WriteStdinResponse
+	30, // 86: nestbox.guest.v1.GuestService.Resize:output_type -> nestbox.guest.v1.ResizeResponse
+	32, // 87: nestbox.guest.v1.GuestService.Signal:output_type -> nestbox.guest.v1.SignalResponse
+	34, // 88: nestbox.guest.v1.GuestService.Kill:output_type -> nestbox.guest.v1.KillResponse
+	36, // 89: nestbox.guest.v1.GuestService.KillBiggest:output_type -> nestbox.guest.v1.KillBiggestResponse
+	39, // 90: nestbox.guest.v1.GuestService.ReadFile:output_type -> nestbox.guest.v1.ReadFileResponse
+	42, // 91: nestbox.guest.v1.GuestService.WriteFile:output_type -> nestbox.guest.v1.WriteFileResponse
+	44, // 92: nestbox.guest.v1.GuestService.PutFile:output_type -> nestbox.guest.v1.PutFileResponse
+	46, // 93: nestbox.guest.v1.GuestService.StatFile:output_type -> nestbox.guest.v1.StatFileResponse
+	48, // 94: nestbox.guest.v1.GuestService.ListFiles:output_type -> nestbox.guest.v1.ListFilesResponse
+	50, // 95: nestbox.guest.v1.GuestService.Mkdir:output_type -> nestbox.guest.v1.MkdirResponse
+	52, // 96: nestbox.guest.v1.GuestService.RemoveFile:output_type -> nestbox.guest.v1.RemoveFileResponse
+	54, // 97: nestbox.guest.v1.GuestService.PackFiles:output_type -> nestbox.guest.v1.PackFilesResponse
+	58, // 98: nestbox.guest.v1.GuestService.UnpackFiles:output_type -> nestbox.guest.v1.UnpackFilesResponse
+	60, // 99: nestbox.guest.v1.GuestService.WatchFiles:output_type -> nestbox.guest.v1.WatchFilesResponse
+	77, // [77:100] is the sub-list for method output_type
+	54, // [54:77] is the sub-list for method input_type
+	54, // [54:54] is the sub-list for extension type_name
+	54, // [54:54] is the sub-list for extension extendee
+	0,  // [0:54] is the sub-list for field type_name
 }
 
 func init() { file_nestbox_guest_v1_guest_proto_init() }
@@ -4303,21 +4569,21 @@ func file_nestbox_guest_v1_guest_proto_init() {
 		(*StartResponse_Started)(nil),
 		(*StartResponse_Event)(nil),
 	}
-	file_nestbox_guest_v1_guest_proto_msgTypes[34].OneofWrappers = []any{
+	file_nestbox_guest_v1_guest_proto_msgTypes[38].OneofWrappers = []any{
 		(*ReadFileResponse_Info)(nil),
 		(*ReadFileResponse_Data)(nil),
 		(*ReadFileResponse_Done)(nil),
 	}
-	file_nestbox_guest_v1_guest_proto_msgTypes[35].OneofWrappers = []any{
+	file_nestbox_guest_v1_guest_proto_msgTypes[39].OneofWrappers = []any{
 		(*WriteFileRequest_Header)(nil),
 		(*WriteFileRequest_Data)(nil),
 		(*WriteFileRequest_Done)(nil),
 	}
-	file_nestbox_guest_v1_guest_proto_msgTypes[49].OneofWrappers = []any{
+	file_nestbox_guest_v1_guest_proto_msgTypes[53].OneofWrappers = []any{
 		(*PackFilesResponse_Data)(nil),
 		(*PackFilesResponse_Result)(nil),
 	}
-	file_nestbox_guest_v1_guest_proto_msgTypes[51].OneofWrappers = []any{
+	file_nestbox_guest_v1_guest_proto_msgTypes[55].OneofWrappers = []any{
 		(*UnpackFilesRequest_Header)(nil),
 		(*UnpackFilesRequest_Data)(nil),
 		(*UnpackFilesRequest_Done)(nil),
@@ -4328,7 +4594,7 @@ func file_nestbox_guest_v1_guest_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_nestbox_guest_v1_guest_proto_rawDesc), len(file_nestbox_guest_v1_guest_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   63,
+			NumMessages:   67,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -34,6 +34,8 @@ const (
 	GuestServiceStartProcedure = "/nestbox.guest.v1.GuestService/Start"
 	// GuestServiceListProcedure is the procedure name of the GuestService's List RPC.
 	GuestServiceListProcedure = "/nestbox.guest.v1.GuestService/List"
+	// GuestServiceTreeProcedure is the procedure name of the GuestService's Tree RPC.
+	GuestServiceTreeProcedure = "/nestbox.guest.v1.GuestService/Tree"
 	// GuestServiceGetProcedure is the procedure name of the GuestService's Get RPC.
 	GuestServiceGetProcedure = "/nestbox.guest.v1.GuestService/Get"
 	// GuestServiceWaitProcedure is the procedure name of the GuestService's Wait RPC.
@@ -94,6 +96,13 @@ var (
 			StreamType: connect.StreamTypeUnary,
 			Schema:     v1.File_nestbox_guest_v1_guest_proto.Services().ByName("GuestService").Methods().ByName("List"),
 			Procedure:  GuestServiceListProcedure,
+		}
+	})
+	guestServiceTreeSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_nestbox_guest_v1_guest_proto.Services().ByName("GuestService").Methods().ByName("Tree"),
+			Procedure:  GuestServiceTreeProcedure,
 		}
 	})
 	guestServiceGetSpec = sync.OnceValue(func() connect.Spec {
@@ -238,6 +247,7 @@ type GuestServiceClient interface {
 	// If attach was set, the output follows in the same stream.
 	Start(context.Context, *v1.StartRequest) (GuestServiceStartClientStream, error)
 	List(context.Context, *v1.ListRequest) (*v1.ListResponse, error)
+	Tree(context.Context, *v1.TreeRequest) (*v1.TreeResponse, error)
 	Get(context.Context, *v1.GetRequest) (*v1.GetResponse, error)
 	Wait(context.Context, *v1.WaitRequest) (*v1.WaitResponse, error)
 	Attach(context.Context, *v1.AttachRequest) (GuestServiceAttachClientStream, error)
@@ -452,6 +462,7 @@ type GuestServiceHandler interface {
 	// If attach was set, the output follows in the same stream.
 	Start(context.Context, *v1.StartRequest, GuestServiceStartServerStream) error
 	List(context.Context, *v1.ListRequest) (*v1.ListResponse, error)
+	Tree(context.Context, *v1.TreeRequest) (*v1.TreeResponse, error)
 	Get(context.Context, *v1.GetRequest) (*v1.GetResponse, error)
 	Wait(context.Context, *v1.WaitRequest) (*v1.WaitResponse, error)
 	Attach(context.Context, *v1.AttachRequest, GuestServiceAttachServerStream) error
@@ -483,6 +494,7 @@ func RegisterGuestServiceHandler(server *connect.Server, svc GuestServiceHandler
 		connect.Method{Spec: guestServicePingSpec(), Handler: adapter.ping},
 		connect.Method{Spec: guestServiceStartSpec(), Handler: adapter.start},
 		connect.Method{Spec: guestServiceListSpec(), Handler: adapter.list},
+		connect.Method{Spec: guestServiceTreeSpec(), Handler: adapter.tree},
 		connect.Method{Spec: guestServiceGetSpec(), Handler: adapter.get},
 		connect.Method{Spec: guestServiceWaitSpec(), Handler: adapter.wait},
 		connect.Method{Spec: guestServiceAttachSpec(), Handler: adapter.attach},
@@ -638,6 +650,10 @@ func (UnimplementedGuestServiceHandler) List(context.Context, *v1.ListRequest) (
 	return nil, connect.NewError(connect.CodeUnimplemented, "nestbox.guest.v1.GuestService.List is not implemented")
 }
 
+func (UnimplementedGuestServiceHandler) Tree(context.Context, *v1.TreeRequest) (*v1.TreeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "nestbox.guest.v1.GuestService.Tree is not implemented")
+}
+
 func (UnimplementedGuestServiceHandler) Get(context.Context, *v1.GetRequest) (*v1.GetResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "nestbox.guest.v1.GuestService.Get is not implemented")
 }
@@ -737,6 +753,14 @@ func (c *guestServiceClient) Start(ctx context.Context, req *v1.StartRequest) (G
 func (c *guestServiceClient) List(ctx context.Context, req *v1.ListRequest) (*v1.ListResponse, error) {
 	var res v1.ListResponse
 	if err := c.client.CallUnary(ctx, guestServiceListSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *guestServiceClient) Tree(ctx context.Context, req *v1.TreeRequest) (*v1.TreeResponse, error) {
+	var res v1.TreeResponse
+	if err := c.client.CallUnary(ctx, guestServiceTreeSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -922,6 +946,18 @@ func (h guestServiceHandler) list(ctx context.Context, _ connect.Spec, stream co
 		return err
 	}
 	res, err := h.svc.List(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h guestServiceHandler) tree(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.TreeRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.Tree(ctx, &req)
 	if err != nil {
 		return err
 	}

@@ -43,6 +43,7 @@ var Operations = map[string]string{
 	"putArchive":      "Files.Unpack",
 
 	"signPortURL": "Ports.URL",
+	"forwardPort": "Ports.Tunnel",
 
 	"getNetwork":    "Capsule.Network",
 	"setNetwork":    "Capsule.SetNetwork",

@@ -131,6 +131,7 @@ func newServer(cfg Config) *server {
 	s.registerTransfers()
 	s.registerArchive()
 	s.registerPorts()
+	s.registerForward()
 	s.registerNetwork()
 	return s
 }

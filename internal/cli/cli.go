@@ -1,8 +1,8 @@
 // Package cli is the client side of the nestbox command: it speaks to a server
 // over HTTP, through the client package, and never to a database or a host.
 //
-// It may import the client package, the root package and internal/archive only,
-// besides libraries.
+// It may import the client package, the root package, internal/archive and
+// internal/splice only, besides libraries.
 package cli
 
 import (
@@ -49,7 +49,7 @@ func NewCommands(world IO) []*cobra.Command {
 	}
 	a := &app{IO: world}
 	cmds := []*cobra.Command{
-		newCapsule(a), newExec(a), newShell(a), newPs(a), newLogs(a), newAttach(a), newSend(a), newKill(a), newWait(a), newCopy(a), newURL(a), newNetwork(a), newWatch(a),
+		newCapsule(a), newExec(a), newShell(a), newPs(a), newLogs(a), newAttach(a), newSend(a), newKill(a), newWait(a), newCopy(a), newURL(a), newPortForward(a), newNetwork(a), newWatch(a),
 	}
 	for _, cmd := range cmds {
 		a.addFlags(cmd)

@@ -19,6 +19,7 @@ import (
 	"github.com/nestbox/nestbox/gen/nestbox/guest/v1/guestv1connect"
 	"github.com/nestbox/nestbox/internal/guest"
 	"github.com/nestbox/nestbox/internal/rpcerr"
+	"github.com/nestbox/nestbox/internal/splice"
 )
 
 // baseURL is where every guest is; ClientConfig.Dial decides which it is.
@@ -345,7 +346,7 @@ func (h *heldConn) Close() error {
 }
 
 // CloseWrite ends the sending side.
-func (h *heldConn) CloseWrite() error { return closeWrite(h.Conn) }
+func (h *heldConn) CloseWrite() error { return splice.CloseWrite(h.Conn) }
 
 // group is goroutines that are waited for.
 type group struct {
@@ -420,4 +421,4 @@ func (c *trackedConn) Close() error {
 }
 
 // CloseWrite ends the sending side.
-func (c *trackedConn) CloseWrite() error { return closeWrite(c.Conn) }
+func (c *trackedConn) CloseWrite() error { return splice.CloseWrite(c.Conn) }

@@ -1,6 +1,10 @@
 package guestrpc
 
-import "net"
+import (
+	"net"
+
+	"github.com/nestbox/nestbox/internal/splice"
+)
 
 // The sizes of reads. net/http reads a request by 4 KiB, and an upload by what
 // its client has put into one chunk, where in a sandbox each read is expensive.
@@ -65,4 +69,4 @@ func (c *readAheadConn) take(n int) []byte {
 }
 
 // CloseWrite ends the sending side.
-func (c *readAheadConn) CloseWrite() error { return closeWrite(c.Conn) }
+func (c *readAheadConn) CloseWrite() error { return splice.CloseWrite(c.Conn) }

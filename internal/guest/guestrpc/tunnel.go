@@ -3,16 +3,15 @@ package guestrpc
 import (
 	"bufio"
 	"context"
-	"errors"
 	"io"
 	"net"
 	"net/http"
 	"strconv"
 	"strings"
-	"sync"
 
 	"github.com/nestbox/nestbox"
 	"github.com/nestbox/nestbox/internal/rpcerr"
+	"github.com/nestbox/nestbox/internal/splice"
 )
 
 // tunnelProtocol is the name in the Upgrade header of a tunnel. After the
@@ -47,63 +46,7 @@ func serveTunnel(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		return
 	}
-	splice(r.Context(), withBuffered(conn, buffered.Reader), target)
-}
-
-// splice copies between a and b until both directions have ended, one of them
-// has failed, or ctx ends, and closes both.
-func splice(ctx context.Context, a, b net.Conn) {
-	closeBoth := func() {
-		_ = a.Close()
-		_ = b.Close()
-	}
-	defer closeBoth()
-	defer context.AfterFunc(ctx, closeBoth)()
-	var ways sync.WaitGroup
-	for _, way := range [...]struct{ dst, src net.Conn }{{a, b}, {b, a}} {
-		ways.Go(func() {
-			if err := forwardBytes(way.dst, way.src); err != nil {
-				closeBoth()
-			}
-		})
-	}
-	ways.Wait()
-}
-
-// The buffer of one direction of a tunnel: it grows while reads fill it, since
-// large reads are what makes bulk fast inside a sandbox, and most connections
-// are small.
-const (
-	minTunnelBuffer = 16 << 10
-	maxTunnelBuffer = 512 << 10
-)
-
-// forwardBytes copies src to dst until src ends, and then tells dst so.
-func forwardBytes(dst, src net.Conn) error {
-	buf := make([]byte, minTunnelBuffer)
-	for {
-		n, err := src.Read(buf)
-		if n > 0 {
-			if _, err := dst.Write(buf[:n]); err != nil {
-				return err
-			}
-		}
-		switch {
-		case errors.Is(err, io.EOF):
-			return closeWrite(dst)
-		case err != nil:
-			return err
-		case n == len(buf) && n < maxTunnelBuffer:
-			buf = make([]byte, 2*n)
-		}
-	}
-}
-
-func closeWrite(c net.Conn) error {
-	if half, ok := c.(interface{ CloseWrite() error }); ok {
-		return half.CloseWrite()
-	}
-	return c.Close()
+	splice.Both(r.Context(), withBuffered(conn, buffered.Reader), target)
 }
 
 // bufferedConn is a connection of which a part was read ahead.
@@ -132,7 +75,7 @@ func (c *bufferedConn) Read(p []byte) (int, error) {
 }
 
 // CloseWrite ends the sending side.
-func (c *bufferedConn) CloseWrite() error { return closeWrite(c.Conn) }
+func (c *bufferedConn) CloseWrite() error { return splice.CloseWrite(c.Conn) }
 
 // openTunnel asks on conn for a tunnel to port. ctx bounds the asking only.
 func openTunnel(ctx context.Context, conn net.Conn, port uint16, header http.Header) (net.Conn, error) {

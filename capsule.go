@@ -16,7 +16,7 @@ type Capsule struct {
 	HostID string
 	CapsuleSpec
 	State        CapsuleState
-	Reason       string // why it is in State, when that needs saying: "sandbox died: …"
+	Reason       string // why it is in State, when that needs saying: "capsule died: …"
 	CreatedAt    time.Time
 	StartedAt    time.Time // zero until it first ran
 	LastActiveAt time.Time
@@ -170,9 +170,9 @@ type Trigger string
 
 // The triggers.
 const (
-	TriggerStarted   Trigger = "started"   // the sandbox is up and envd answers
+	TriggerStarted   Trigger = "started"   // the capsule is up and envd answers
 	TriggerFailed    Trigger = "failed"    // the sandbox did not come up
-	TriggerCrashed   Trigger = "crashed"   // the sandbox died by itself
+	TriggerCrashed   Trigger = "crashed"   // the capsule died by itself
 	TriggerLost      Trigger = "lost"      // the host stopped answering, or has set it aside
 	TriggerFound     Trigger = "found"     // the host answers again, and has it
 	TriggerDestroy   Trigger = "destroy"   // somebody asked for its end
@@ -191,9 +191,9 @@ type Transition struct {
 // StateStarting. docs/states.md is generated from it and the store guards
 // every update with it.
 var Transitions = []Transition{
-	{TriggerStarted, []CapsuleState{StateStarting}, StateRunning, "the sandbox is up and envd answers"},
+	{TriggerStarted, []CapsuleState{StateStarting}, StateRunning, "the capsule is up and envd answers"},
 	{TriggerFailed, []CapsuleState{StateStarting}, StateError, "the sandbox did not come up; the reason is kept"},
-	{TriggerCrashed, []CapsuleState{StateRunning, StateMissing}, StateError, "the sandbox died; the reason is kept"},
+	{TriggerCrashed, []CapsuleState{StateRunning, StateMissing}, StateError, "the capsule died; the reason is kept"},
 	{TriggerLost, []CapsuleState{StateRunning}, StateMissing, "the host stopped answering, or has set the capsule aside; the reason is kept"},
 	{TriggerFound, []CapsuleState{StateMissing}, StateRunning, "the host answers again and still has the capsule"},
 	{TriggerDestroy, []CapsuleState{StateStarting, StateRunning, StateMissing, StateError, StateStopping}, StateStopping, "destroy was asked for; it works from every state and may be repeated"},
@@ -216,12 +216,12 @@ func (s CapsuleState) Live() bool { return s != StateStopped && s != StateError 
 // NotRunning returns the CodeInvalidState of what needs a running capsule, for one
 // in this state. reason is why it is in the state, for people; "" = not known.
 func (s CapsuleState) NotRunning(reason string) *Error {
-	text := "sandbox is " + string(s)
+	text := "capsule is " + string(s)
 	switch s {
 	case StateStopping: // as the API shows it
-		text = "sandbox is " + string(StateStopped)
+		text = "capsule is " + string(StateStopped)
 	case StateError:
-		text = "sandbox died"
+		text = "capsule died"
 	}
 	if reason != "" && (s == StateError || s == StateMissing) {
 		text += ": " + reason

@@ -125,7 +125,7 @@ func (s *script) serve(t *testing.T, change ...func(*client.Config)) (*client.Cl
 		case r.Header.Get("X-API-Key") != testKey:
 			fail(w, 401, "unauthorized", "invalid API key")
 		case s.refuse():
-			fail(w, 503, "host_unavailable", "sandbox host is not reachable")
+			fail(w, 503, "host_unavailable", "capsule host is not reachable")
 		default:
 			mux.ServeHTTP(w, r)
 		}

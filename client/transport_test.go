@@ -174,7 +174,7 @@ func TestCutDownload(t *testing.T) {
 // TestRefusedUpload does not send what the server does not want.
 func TestRefusedUpload(t *testing.T) {
 	t.Parallel()
-	c := serve(t, func(w http.ResponseWriter, _ *http.Request) { fail(w, 404, "not_found", "sandbox not found") })
+	c := serve(t, func(w http.ResponseWriter, _ *http.Request) { fail(w, 404, "not_found", "capsule not found") })
 	r, w := io.Pipe()
 	defer w.Close()
 	err := c.Capsule(testCapsule).Files.Write(testContext(t), "/x", r, client.WriteOptions{})
@@ -200,9 +200,9 @@ func TestPagingEnds(t *testing.T) {
 func TestRecordThatFailsForGood(t *testing.T) {
 	t.Parallel()
 	c := serve(t, func(w http.ResponseWriter, _ *http.Request) {
-		fail(w, 503, "host_unavailable", "sandbox host is not reachable")
+		fail(w, 503, "host_unavailable", "capsule host is not reachable")
 	},
 		func(cfg *client.Config) { cfg.ReconnectFor = 100 * time.Millisecond })
 	_, err := c.Capsule(testCapsule).Processes.Wait(testContext(t), "web")
-	require.EqualError(t, err, "sandbox host is not reachable")
+	require.EqualError(t, err, "capsule host is not reachable")
 }

@@ -224,14 +224,15 @@ func serve(ctx context.Context, cfg config.Up, ctl *control.Control, listener ne
 			return edge.URL("http", cfg.Domain, port, id, p, token)
 		},
 	})
-	front := edge.New(edge.Config{Domain: cfg.Domain, Ports: ctl.Ports, Keys: ctl.Keys, API: apiHandler, Log: log})
+	requests, hangUp := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer hangUp(nil)
+	front := edge.New(edge.Config{Domain: cfg.Domain, Ports: ctl.Ports, Keys: ctl.Keys, API: apiHandler, Log: log, Life: requests})
 	defer front.Close()
+	ctl.Ports.OnEnding(front.DropIdle)
 
 	entrance := door.New(door.Config{
 		MaxConns: cfg.MaxConnections, MaxPerAddress: cfg.MaxConnectionsPerAddress, MaxPerTeam: cfg.MaxRequestsPerTeam,
 	})
-	requests, hangUp := context.WithCancelCause(context.WithoutCancel(ctx))
-	defer hangUp(nil)
 	server := &http.Server{
 		Handler:           entrance.Handler(front),
 		ConnContext:       entrance.ConnContext,

@@ -129,7 +129,7 @@ func TestForeignCapsuleIsNotFound(t *testing.T) {
 				got.expect(http.StatusNotFound)
 				return
 			}
-			require.Equal(t, "sandbox not found", got.fails(http.StatusNotFound, "not_found"))
+			require.Equal(t, "capsule not found", got.fails(http.StatusNotFound, "not_found"))
 		})
 	}
 	r.call(http.MethodGet, "/v1/capsules/{id}/processes/web", "").expect(http.StatusOK) // and nothing happened to it
@@ -199,11 +199,11 @@ func TestCapsules(t *testing.T) {
 	require.Len(t, page, 2)
 	r.call(http.MethodGet, "/v1/capsules?all=true", "").expect(http.StatusOK).decode(&page)
 	require.Len(t, page, 3)
-	require.Equal(t, "sandbox is stopped", r.call(http.MethodPost, "/v1/capsules/{id}/ping", "").fails(http.StatusConflict, "invalid_state"))
-	require.Equal(t, "sandbox is stopped",
+	require.Equal(t, "capsule is stopped", r.call(http.MethodPost, "/v1/capsules/{id}/ping", "").fails(http.StatusConflict, "invalid_state"))
+	require.Equal(t, "capsule is stopped",
 		r.call(http.MethodPost, "/v1/capsules/{id}/exec", `{"cmd":"echo"}`).fails(http.StatusConflict, "invalid_state"))
 	unknown := "/v1/capsules/cl-0000000000000000000000000"
-	require.Equal(t, "sandbox not found", r.call(http.MethodGet, unknown, "").fails(http.StatusNotFound, "not_found"))
+	require.Equal(t, "capsule not found", r.call(http.MethodGet, unknown, "").fails(http.StatusNotFound, "not_found"))
 	r.call(http.MethodDelete, unknown, "").fails(http.StatusNotFound, "not_found")
 	require.Equal(t, "template not found", r.call(http.MethodPost, "/v1/capsules", `{"template":"nope"}`).fails(http.StatusNotFound, "not_found"))
 }

@@ -26,7 +26,7 @@ type errorBody struct {
 
 type errorDetail struct {
 	Code    string `json:"code" doc:"What kind of error it is, for programs" example:"not_found"`
-	Message string `json:"message" doc:"What is wrong, for people" example:"sandbox not found"`
+	Message string `json:"message" doc:"What is wrong, for people" example:"capsule not found"`
 	Detail  string `json:"detail,omitempty" enum:"no_such_program,not_executable" doc:"What is wrong more closely, for programs"`
 }
 

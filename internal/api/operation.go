@@ -188,8 +188,8 @@ func errorResponse(status int) *huma.Response {
 var exampleErrors = map[int]errorDetail{
 	http.StatusBadRequest:                   {Code: "invalid_request", Message: "body.vcpus: expected integer"},
 	http.StatusUnauthorized:                 {Code: "unauthorized", Message: "invalid API key"},
-	http.StatusNotFound:                     {Code: "not_found", Message: "sandbox not found"},
-	http.StatusConflict:                     {Code: "invalid_state", Message: "sandbox is stopped"},
+	http.StatusNotFound:                     {Code: "not_found", Message: "capsule not found"},
+	http.StatusConflict:                     {Code: "invalid_state", Message: "capsule is stopped"},
 	http.StatusPreconditionFailed:           {Code: "precondition_failed", Message: "/root/a.txt has changed"},
 	http.StatusRequestedRangeNotSatisfiable: {Code: "invalid_request", Message: "there is no such part of /root/a.txt"},
 	http.StatusRequestEntityTooLarge:        {Code: "too_large", Message: "file exceeds 100 MB limit"},
@@ -198,7 +198,7 @@ var exampleErrors = map[int]errorDetail{
 	http.StatusInternalServerError:          {Code: "internal_error", Message: "internal error"},
 	http.StatusNotImplemented:               {Code: "unsupported", Message: "the capsule has no way out: the host had none when it was made"},
 	http.StatusBadGateway:                   {Code: "agent_error", Message: "the capsule's daemon does not answer"},
-	http.StatusServiceUnavailable:           {Code: "host_unavailable", Message: "sandbox host is not reachable"},
+	http.StatusServiceUnavailable:           {Code: "host_unavailable", Message: "capsule host is not reachable"},
 	http.StatusInsufficientStorage:          {Code: "exhausted", Message: "no space left on device"},
 }
 

@@ -351,7 +351,7 @@ func TestForeignStreams(t *testing.T) {
 	r.start("web")
 	for _, path := range []string{webStream, "/v1/capsules/{id}/exec/stream"} {
 		p := r.dial(path, apiKeyHeader, r.other)
-		p.expect(fields{"type": "error", "code": "not_found", "data": "sandbox not found"})
+		p.expect(fields{"type": "error", "code": "not_found", "data": "capsule not found"})
 		p.closed(websocket.StatusPolicyViolation)
 	}
 }

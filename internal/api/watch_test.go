@@ -180,6 +180,6 @@ func TestWatchRefused(t *testing.T) {
 	p.expect(map[string]any{"type": "error", "data": "no such file or directory: /missing", "code": "not_found"})
 	p.closed(websocket.StatusPolicyViolation)
 	p = r.dial(watchPath, apiKeyHeader, r.other)
-	p.expect(map[string]any{"type": "error", "data": "sandbox not found", "code": "not_found"})
+	p.expect(map[string]any{"type": "error", "data": "capsule not found", "code": "not_found"})
 	p.closed(websocket.StatusPolicyViolation)
 }

@@ -85,7 +85,7 @@ func TestPrefix(t *testing.T) {
 	require.Contains(t, s.fails(1, "capsule", "get", id+"0"), "is not the id of a capsule")
 	require.Contains(t, s.fails(1, "capsule", "get", ""), "is not the id of a capsule")
 	require.Contains(t, s.fails(1, "capsule", "rm", "zzzzzzzzzzzzzzzz"), "no capsule's id begins with")
-	require.Contains(t, s.fails(1, "capsule", "get", "cl-"+strings.Repeat("0", 25)), "sandbox not found")
+	require.Contains(t, s.fails(1, "capsule", "get", "cl-"+strings.Repeat("0", 25)), "capsule not found")
 }
 
 func TestKeys(t *testing.T) {

@@ -77,7 +77,7 @@ func TestExecFailures(t *testing.T) {
 	require.Contains(t, s.fails(125, "exec", "--no-such-flag", id, "true"), "unknown flag")
 	require.Contains(t, s.fails(125, "exec", "-e", "=x", id, "true"), "environment variable")
 	require.Contains(t, s.fails(125, "exec", "-d", "--tag", "8080", id, "true"), "tag")
-	require.Contains(t, s.fails(125, "exec", "cl-"+strings.Repeat("0", 25), "true"), "sandbox not found")
+	require.Contains(t, s.fails(125, "exec", "cl-"+strings.Repeat("0", 25), "true"), "capsule not found")
 	require.Contains(t, s.fails(125, "wait", id, "nobody"), "no process nobody")
 	require.Contains(t, s.fails(1, "logs", id, "nobody"), "no process nobody")
 	require.Contains(t, s.fails(1, "kill", "-s", "NOPE", id, "1"), "SIGTERM", "the known ones are listed")

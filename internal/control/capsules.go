@@ -90,9 +90,9 @@ func (c *Capsules) started(ctx, work context.Context, id string) (nestbox.Capsul
 	case capsule.State == nestbox.StateRunning: // the Reconciler saw it first
 		return capsule, nil
 	}
-	err = nestbox.Errorf(nestbox.CodeInvalidState, "sandbox was destroyed while it started")
+	err = nestbox.Errorf(nestbox.CodeInvalidState, "capsule was destroyed while it started")
 	if capsule.State == nestbox.StateError {
-		err = nestbox.Errorf(nestbox.CodeGuest, "sandbox failed as soon as it had started: %s", capsule.Reason)
+		err = nestbox.Errorf(nestbox.CodeGuest, "capsule failed as soon as it had started: %s", capsule.Reason)
 	}
 	return nestbox.Capsule{}, c.abandon(ctx, id, err)
 }
@@ -134,7 +134,7 @@ func (c *Capsules) Look(ctx context.Context, by Caller, id string) (nestbox.Caps
 func (c *Capsules) Get(ctx context.Context, by Caller, id string) (nestbox.Capsule, error) {
 	capsule, err := c.read(ctx, id)
 	if err == nil && capsule.TeamID != by.TeamID {
-		err = nestbox.Errorf(nestbox.CodeNotFound, "sandbox not found")
+		err = nestbox.Errorf(nestbox.CodeNotFound, "capsule not found")
 	}
 	if err != nil {
 		return nestbox.Capsule{}, err
@@ -145,7 +145,7 @@ func (c *Capsules) Get(ctx context.Context, by Caller, id string) (nestbox.Capsu
 // read returns a capsule of any team.
 func (c *Capsules) read(ctx context.Context, id string) (nestbox.Capsule, error) {
 	if !nestbox.ValidID(nestbox.PrefixCapsule, id) {
-		return nestbox.Capsule{}, nestbox.Errorf(nestbox.CodeInvalid, "invalid sandbox ID")
+		return nestbox.Capsule{}, nestbox.Errorf(nestbox.CodeInvalid, "invalid capsule ID")
 	}
 	capsule, err := c.cfg.Store.Capsule(ctx, id)
 	return c.activity.seen(capsule)[0], err
@@ -183,7 +183,7 @@ func (c *Capsules) Destroy(ctx context.Context, by Caller, id string) error {
 // finishDestroy brings a capsule that is stopping to its end.
 func (cfg Config) finishDestroy(ctx context.Context, id string) error {
 	if err := cfg.Host.Destroy(ctx, id); err != nil {
-		return &nestbox.Error{Code: nestbox.CodeUnavailable, Message: "sandbox host could not destroy it now; it will try again", Err: err}
+		return &nestbox.Error{Code: nestbox.CodeUnavailable, Message: "capsule host could not destroy it now; it will try again", Err: err}
 	}
 	capsule, err := cfg.end(ctx, id, nestbox.TriggerDestroyed)
 	return unlessStopped(capsule, err)
@@ -275,10 +275,10 @@ func running(capsule nestbox.Capsule) error {
 func hostError(err error) error {
 	switch nestbox.CodeOf(err) {
 	case nestbox.CodeUnavailable, nestbox.CodeTimeout, nestbox.CodeCanceled:
-		return &nestbox.Error{Code: nestbox.CodeUnavailable, Message: "sandbox host is not reachable", Err: err}
+		return &nestbox.Error{Code: nestbox.CodeUnavailable, Message: "capsule host is not reachable", Err: err}
 	case nestbox.CodeInternal:
 		if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
-			return &nestbox.Error{Code: nestbox.CodeUnavailable, Message: "sandbox host is not reachable", Err: err}
+			return &nestbox.Error{Code: nestbox.CodeUnavailable, Message: "capsule host is not reachable", Err: err}
 		}
 	}
 	return err

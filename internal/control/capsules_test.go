@@ -47,7 +47,7 @@ func TestLife(t *testing.T) {
 		requireCode(t, nestbox.CodeInvalidState, w.Capsules.Ping(ctx, w.me, c.ID))
 		_, err = w.Capsules.Guest(ctx, w.me, c.ID)
 		requireCode(t, nestbox.CodeInvalidState, err)
-		require.EqualError(t, err, "sandbox is stopped")
+		require.EqualError(t, err, "capsule is stopped")
 	})
 }
 
@@ -89,8 +89,8 @@ func TestCreateFails(t *testing.T) {
 		host, seen nestbox.Code
 		reason     string
 	}{
-		"host away":        {nestbox.CodeUnavailable, nestbox.CodeUnavailable, "sandbox host is not reachable"},
-		"host slow":        {nestbox.CodeTimeout, nestbox.CodeUnavailable, "sandbox host is not reachable"},
+		"host away":        {nestbox.CodeUnavailable, nestbox.CodeUnavailable, "capsule host is not reachable"},
+		"host slow":        {nestbox.CodeTimeout, nestbox.CodeUnavailable, "capsule host is not reachable"},
 		"host full":        {nestbox.CodeExhausted, nestbox.CodeExhausted, "from the host"},
 		"guest is silent":  {nestbox.CodeGuest, nestbox.CodeGuest, "from the host"},
 		"template is gone": {nestbox.CodeNotFound, nestbox.CodeNotFound, "from the host"},
@@ -204,7 +204,7 @@ func TestDestroyWhileTheHostIsAway(t *testing.T) {
 	require.NoError(t, err)
 	require.Empty(t, listed)
 	_, err = w.Capsules.Guest(t.Context(), w.me, c.ID)
-	require.EqualError(t, err, "sandbox is stopped", "as the API shows it")
+	require.EqualError(t, err, "capsule is stopped", "as the API shows it")
 
 	w.host.setDown(false)
 	w.pass(t)

@@ -46,11 +46,12 @@ func New(cfg Config) *Control {
 	activity := newActivity(cfg)
 	keys := &Keys{cfg: cfg, activity: activity}
 	capsules := &Capsules{cfg: cfg, activity: activity, network: newLocks()}
+	ports := &Ports{cfg: cfg, keys: keys, capsules: capsules}
 	return &Control{
 		Keys:       keys,
 		Capsules:   capsules,
-		Processes:  &Processes{cfg: cfg, capsules: capsules},
-		Ports:      &Ports{cfg: cfg, keys: keys, capsules: capsules},
+		Processes:  &Processes{cfg: cfg, capsules: capsules, ports: ports},
+		Ports:      ports,
 		Reconciler: newReconciler(cfg, activity),
 		Ready:      &Ready{cfg: cfg},
 	}

@@ -27,6 +27,18 @@ type Ports struct {
 	capsules *Capsules
 
 	secret atomic.Pointer[[]byte] // nil until it was read; it never changes
+	ending atomic.Pointer[func()]
+}
+
+// OnEnding has f be called before a process of a capsule is told to end: connections to
+// it that nobody uses would hold that up. f returns soon.
+func (p *Ports) OnEnding(f func()) { p.ending.Store(&f) }
+
+// end is called before a process is told to end.
+func (p *Ports) end() {
+	if f := p.ending.Load(); f != nil {
+		(*f)()
+	}
 }
 
 // Bounds of a token's life.
@@ -84,7 +96,7 @@ func (p *Ports) Authorize(ctx context.Context, id string, port uint16, cred Port
 		return Caller{}, err
 	}
 	if !nestbox.ValidID(nestbox.PrefixCapsule, id) {
-		return Caller{}, nestbox.Errorf(nestbox.CodeInvalid, "invalid sandbox ID")
+		return Caller{}, nestbox.Errorf(nestbox.CodeInvalid, "invalid capsule ID")
 	}
 	var first error
 	for _, key := range cred.APIKeys[:min(len(cred.APIKeys), maxShown)] {

@@ -17,6 +17,7 @@ import (
 type Processes struct {
 	cfg      Config
 	capsules *Capsules
+	ports    *Ports
 }
 
 // killIn bounds how long the end of a tree is waited for whose caller has left.
@@ -94,6 +95,7 @@ func (p *Processes) Kill(ctx context.Context, by Caller, id string, sel nestbox.
 	if err != nil {
 		return err
 	}
+	p.ports.end()
 	_, err = procs.Kill(ctx, sel, how)
 	return err
 }
@@ -104,6 +106,7 @@ func (p *Processes) Signal(ctx context.Context, by Caller, id string, sel nestbo
 	if err != nil {
 		return err
 	}
+	p.ports.end()
 	return procs.Signal(ctx, sel, sig)
 }
 

@@ -47,7 +47,7 @@ type fate string
 
 const (
 	lives   fate = "lives"   // Create said that it runs, and nothing happened to it
-	doomed  fate = "doomed"  // its sandbox died
+	doomed  fate = "doomed"  // its capsule died
 	unclear fate = "unclear" // a process died while it worked on it
 	gone    fate = "gone"    // Destroy said that it is done, or took it upon itself
 )

@@ -43,6 +43,8 @@ type Config struct {
 	Keys   Keys         // nil = what a removed key let through is not ended
 	API    http.Handler // everything else
 	Log    *slog.Logger
+	// Life ends all requests when the server is to end; nil = nothing does.
+	Life context.Context //nolint:containedctx // of the server
 }
 
 // Edge is an http.Handler.
@@ -50,19 +52,20 @@ type Edge struct {
 	cfg       Config
 	transport *http.Transport
 	proxy     *httputil.ReverseProxy
+	linger    time.Duration
 }
 
 // How connections into capsules are kept.
 const (
 	idlePerTarget = 8
 	idleAtAll     = 512
-	idleFor       = 30 * time.Second
-	maxHeader     = 64 << 10 // bytes of a program's answer before its body
+	idleFor       = time.Second // a server that is to end may wait for them
+	maxHeader     = 64 << 10    // bytes of a program's answer before its body
 )
 
 // New returns an Edge. Close it to close idle connections.
 func New(cfg Config) *Edge {
-	e := &Edge{cfg: cfg}
+	e := &Edge{cfg: cfg, linger: lingerFor}
 	e.transport = &http.Transport{
 		DialContext:         e.dial,
 		DisableCompression:  true, // bodies pass as they are
@@ -88,6 +91,10 @@ func New(cfg Config) *Edge {
 
 // Close closes idle connections into capsules.
 func (e *Edge) Close() { e.transport.CloseIdleConnections() }
+
+// DropIdle closes idle connections into capsules, so that no program waits for them
+// that was just told to end.
+func (e *Edge) DropIdle() { e.transport.CloseIdleConnections() }
 
 func (e *Edge) dial(ctx context.Context, _, addr string) (net.Conn, error) {
 	t, err := parseAddr(addr)
@@ -127,7 +134,8 @@ func (e *Edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		rememberToken(w, r, inQuery)
 		return
 	}
-	ctx := r.Context()
+	ctx, leave := e.outlive(r)
+	defer leave()
 	if e.cfg.Keys != nil {
 		var done func()
 		ctx, done = e.cfg.Keys.Hold(ctx, by)
@@ -138,6 +146,34 @@ func (e *Edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_ = http.NewResponseController(w).EnableFullDuplex()
 	e.proxy.ServeHTTP(w, r.WithContext(context.WithValue(ctx, targetKey{}, t)))
 }
+
+// lingerFor is how long an answer may be awaited after its client has closed its
+// sending side: whether it still reads shows only once there is something to write.
+const lingerFor = 2 * time.Minute
+
+// outlive returns a context for a request that goes on when its client has closed its
+// sending side, for which net/http ends the request's own: of HTTP/1 that may well be
+// the end of the request and no more.
+func (e *Edge) outlive(r *http.Request) (_ context.Context, leave func()) {
+	if r.ProtoMajor != 1 {
+		return context.WithCancel(r.Context())
+	}
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(r.Context()))
+	timer := time.AfterFunc(1<<63-1, func() { cancel(errClientLeft) })
+	stopLingering := context.AfterFunc(r.Context(), func() { timer.Reset(e.linger) })
+	stopLife := func() bool { return true }
+	if life := e.cfg.Life; life != nil {
+		stopLife = context.AfterFunc(life, func() { cancel(context.Cause(life)) })
+	}
+	return ctx, func() {
+		stopLingering()
+		stopLife()
+		timer.Stop()
+		cancel(nil)
+	}
+}
+
+var errClientLeft = errors.New("the client has left, or nothing came for it")
 
 // buffers are those of bodies on their way.
 type buffers struct{ pool sync.Pool }
@@ -205,7 +241,7 @@ func (e *Edge) refuse(w http.ResponseWriter, r *http.Request, err error) {
 // failed answers for a capsule whose port did not.
 func (e *Edge) failed(w http.ResponseWriter, r *http.Request, err error) {
 	if r.Context().Err() != nil {
-		return // the client has left
+		panic(http.ErrAbortHandler) // the client has left: silence would be a 200
 	}
 	known := &nestbox.Error{}
 	if !errors.As(err, &known) {

@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/coder/websocket"
@@ -66,11 +67,26 @@ type rig struct {
 	client *http.Client
 	host   string // of port 3000
 	log    *strings.Builder
+	edge   *Edge
+	open   atomic.Int64 // idle connections of the program
 }
+
+// idle returns how many connections the program holds that nobody uses.
+func (r *rig) idle() int { return int(r.open.Load()) }
 
 func newRig(t *testing.T, program http.Handler) *rig {
 	t.Helper()
-	upstream := httptest.NewServer(program)
+	r := &rig{}
+	upstream := httptest.NewUnstartedServer(program)
+	upstream.Config.ConnState = func(_ net.Conn, s http.ConnState) {
+		switch s {
+		case http.StateIdle:
+			r.open.Store(1)
+		case http.StateActive, http.StateClosed:
+			r.open.Store(0)
+		}
+	}
+	upstream.Start()
 	t.Cleanup(upstream.Close)
 	ports := &scriptedPorts{upstream: upstream.Listener.Addr().String()}
 	log := &strings.Builder{} // read between requests only
@@ -88,7 +104,8 @@ func newRig(t *testing.T, program http.Handler) *rig {
 	}}
 	t.Cleanup(transport.CloseIdleConnections)
 	host := "3000-" + nestbox.NewID(nestbox.PrefixCapsule) + ".localhost:" + port
-	return &rig{log: log, ports: ports, url: "http://" + host, client: &http.Client{Transport: transport}, host: host}
+	r.log, r.ports, r.url, r.client, r.host, r.edge = log, ports, "http://"+host, &http.Client{Transport: transport}, host, e
+	return r
 }
 
 func (r *rig) do(t *testing.T, method, path string, body io.Reader, headers ...string) (*http.Response, string) {
@@ -354,7 +371,7 @@ func TestBrokenConnection(t *testing.T) {
 	r.ports.checkErr = nestbox.StateError.NotRunning("out of memory")
 	res, body = r.do(t, http.MethodGet, "/", nil, "X-API-Key", goodKey)
 	require.Equal(t, 409, res.StatusCode)
-	require.Equal(t, "sandbox died: out of memory\n", body)
+	require.Equal(t, "capsule died: out of memory\n", body)
 }
 
 func TestWebSocket(t *testing.T) {

@@ -57,7 +57,7 @@ func parseHost(hostport, domain string) (t target, ok bool, err error) {
 		return target{}, true, err
 	}
 	if !nestbox.ValidID(nestbox.PrefixCapsule, m[2]) {
-		return target{}, true, nestbox.Errorf(nestbox.CodeInvalid, "invalid sandbox ID")
+		return target{}, true, nestbox.Errorf(nestbox.CodeInvalid, "invalid capsule ID")
 	}
 	return target{capsule: m[2], port: port}, true, nil
 }

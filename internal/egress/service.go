@@ -223,7 +223,7 @@ func (s *Service) Put(id, namespace string, policy nestbox.NetworkPolicy) error 
 // Remove closes the way out of a capsule, for good. An unknown id is no error.
 func (s *Service) Remove(id string) error {
 	if !nestbox.ValidID(nestbox.PrefixCapsule, id) {
-		return nestbox.Errorf(nestbox.CodeInvalid, "invalid sandbox ID")
+		return nestbox.Errorf(nestbox.CodeInvalid, "invalid capsule ID")
 	}
 	s.work.Lock()
 	defer s.work.Unlock()

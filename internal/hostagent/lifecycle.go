@@ -17,7 +17,7 @@ import (
 // order of what was done: sandbox, record, entry.
 func (m *Manager) Create(ctx context.Context, id string, spec nestbox.CapsuleSpec) (Status, error) {
 	if !nestbox.ValidID(nestbox.PrefixCapsule, id) {
-		return Status{}, nestbox.Errorf(nestbox.CodeInvalid, "invalid sandbox ID")
+		return Status{}, nestbox.Errorf(nestbox.CodeInvalid, "invalid capsule ID")
 	}
 	if err := spec.Validate(); err != nil {
 		return Status{}, err
@@ -124,7 +124,7 @@ func (m *Manager) awaitEnvd(ctx context.Context, b *access) error {
 		}
 		select {
 		case <-b.sandbox.Done():
-			return nestbox.Errorf(nestbox.CodeGuest, "the sandbox ended while it started: %s", b.sandbox.Reason())
+			return nestbox.Errorf(nestbox.CodeGuest, "the capsule ended while it started: %s", b.sandbox.Reason())
 		case <-ctx.Done():
 			return nestbox.Errorf(nestbox.CodeGuest, "the capsule's daemon did not answer within %v: %w", m.cfg.ReadyIn, err)
 		case <-time.After(pauses.NextBackOff()):
@@ -135,7 +135,7 @@ func (m *Manager) awaitEnvd(ctx context.Context, b *access) error {
 // Destroy implements Host.
 func (m *Manager) Destroy(ctx context.Context, id string) error {
 	if !nestbox.ValidID(nestbox.PrefixCapsule, id) {
-		return nestbox.Errorf(nestbox.CodeInvalid, "invalid sandbox ID")
+		return nestbox.Errorf(nestbox.CodeInvalid, "invalid capsule ID")
 	}
 	c, err := m.claim(ctx, id)
 	if c == nil || err != nil {

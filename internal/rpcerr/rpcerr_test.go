@@ -130,7 +130,7 @@ func TestCallersOwnEnd(t *testing.T) {
 
 func TestDialersErrorIsKept(t *testing.T) {
 	t.Parallel()
-	own := nestbox.Errorf(nestbox.CodeInvalidState, "sandbox is not running")
+	own := nestbox.Errorf(nestbox.CodeInvalidState, "capsule is not running")
 	err := connect.NewError(connect.CodeUnavailable, "x").WithCause(&net.OpError{Op: "dial", Err: own})
 	require.Equal(t, own, FromConnect(err, nestbox.CodeGuest))
 }

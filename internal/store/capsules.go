@@ -47,7 +47,7 @@ func (s *Store) Capsule(ctx context.Context, id string) (nestbox.Capsule, error)
 	return c, fail("read a capsule", unknownCapsule(err))
 }
 
-func unknownCapsule(err error) error { return notFound(err, "sandbox not found") }
+func unknownCapsule(err error) error { return notFound(err, "capsule not found") }
 
 // Page is a part of a team's capsules, newest first.
 type Page struct {

@@ -142,14 +142,14 @@ func TestEndsAreTold(t *testing.T) {
 		status int
 		never  []string // doors that wait for a program or a client, or try again
 	}{
-		"destroyed": {func(s *server, id string) { call[none](s, http.MethodDelete, "/v1/capsules/"+id, nil, 204) }, "sandbox is stopped", 409, nil},
+		"destroyed": {func(s *server, id string) { call[none](s, http.MethodDelete, "/v1/capsules/"+id, nil, 204) }, "capsule is stopped", 409, nil},
 		"dead": {
 			func(s *server, id string) { require.NoError(s.t, syscall.Kill(sentry(s.t, id), syscall.SIGKILL)) },
-			"sandbox died: the sandbox process was killed by signal 9", 409, nil,
+			"capsule died: the sandbox process was killed by signal 9", 409, nil,
 		},
 		"frozen": {
 			func(s *server, id string) { require.NoError(s.t, syscall.Kill(sentry(s.t, id), syscall.SIGSTOP)) },
-			"sandbox is unresponsive", 504, []string{"upload", "port", "CLI"},
+			"capsule is unresponsive", 504, []string{"upload", "port", "CLI"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -20,7 +20,7 @@ import (
 
 func TestUnreachable(t *testing.T) {
 	t.Parallel()
-	notRunning := nestbox.Errorf(nestbox.CodeInvalidState, "sandbox is not running")
+	notRunning := nestbox.Errorf(nestbox.CodeInvalidState, "capsule is not running")
 	for want, dialErr := range map[nestbox.Code]error{
 		nestbox.CodeGuest:        &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED},
 		nestbox.CodeInvalidState: notRunning,

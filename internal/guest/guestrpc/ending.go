@@ -41,7 +41,7 @@ var errFrozen = errors.New("frozen")
 
 // errUnresponsive is what looks at a daemon end with when it shows no life.
 var errUnresponsive = &nestbox.Error{
-	Code: nestbox.CodeTimeout, Message: "sandbox is unresponsive: its daemon does not answer", Err: errFrozen,
+	Code: nestbox.CodeTimeout, Message: "capsule is unresponsive: its daemon does not answer", Err: errFrozen,
 }
 
 // unresponsive is errUnresponsive, with the time since when.
@@ -51,6 +51,6 @@ func (c *Client) unresponsive() error {
 		return errUnresponsive
 	}
 	e := *errUnresponsive
-	e.Message = "sandbox is unresponsive: its daemon has not answered since " + since.UTC().Format(time.RFC3339)
+	e.Message = "capsule is unresponsive: its daemon has not answered since " + since.UTC().Format(time.RFC3339)
 	return &e
 }

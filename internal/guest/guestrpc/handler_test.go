@@ -204,7 +204,7 @@ func requireError(t *testing.T, err error, code nestbox.Code, message string) {
 func TestLookupFails(t *testing.T) {
 	t.Parallel()
 	handler := NewHandler(func(*http.Request) (guest.Guest, error) {
-		return nil, nestbox.Errorf(nestbox.CodeInvalidState, "sandbox is not running")
+		return nil, nestbox.Errorf(nestbox.CodeInvalidState, "capsule is not running")
 	})
 	s := serve(t, nil)
 	s.http.Handler = handler

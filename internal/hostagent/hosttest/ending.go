@@ -15,11 +15,11 @@ import (
 )
 
 func deathCutsCalls(t *testing.T, s Subject) {
-	endCutsCalls(t, s, "sandbox died: ", s.Crash)
+	endCutsCalls(t, s, "capsule died: ", s.Crash)
 }
 
 func destroyCutsCalls(t *testing.T, s Subject) {
-	endCutsCalls(t, s, "sandbox is stopped", func(t *testing.T, id string) { require.NoError(t, s.Host.Destroy(within(t), id)) })
+	endCutsCalls(t, s, "capsule is stopped", func(t *testing.T, id string) { require.NoError(t, s.Host.Destroy(within(t), id)) })
 }
 
 // endCutsCalls has calls of every kind be under way when a capsule comes to its

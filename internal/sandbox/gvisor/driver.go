@@ -258,7 +258,7 @@ func (d *Driver) Close() error {
 // Create implements sandbox.Driver.
 func (d *Driver) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox, error) {
 	if !nestbox.ValidID(nestbox.PrefixCapsule, spec.ID) {
-		return nil, nestbox.Errorf(nestbox.CodeInvalid, "invalid sandbox ID")
+		return nil, nestbox.Errorf(nestbox.CodeInvalid, "invalid capsule ID")
 	}
 	if err := spec.Resources.Validate(); err != nil {
 		return nil, err
@@ -352,7 +352,7 @@ func (d *Driver) start(ctx context.Context, spec sandbox.Spec) (*running, error)
 // Open implements sandbox.Driver.
 func (d *Driver) Open(_ context.Context, id string) (sandbox.Sandbox, error) {
 	if !nestbox.ValidID(nestbox.PrefixCapsule, id) {
-		return nil, nestbox.Errorf(nestbox.CodeInvalid, "invalid sandbox ID")
+		return nil, nestbox.Errorf(nestbox.CodeInvalid, "invalid capsule ID")
 	}
 	b, err := d.open(id)
 	if err != nil {
@@ -365,7 +365,7 @@ func (d *Driver) Open(_ context.Context, id string) (sandbox.Sandbox, error) {
 // under way.
 func (d *Driver) Destroy(ctx context.Context, id string) error {
 	if !nestbox.ValidID(nestbox.PrefixCapsule, id) {
-		return nestbox.Errorf(nestbox.CodeInvalid, "invalid sandbox ID")
+		return nestbox.Errorf(nestbox.CodeInvalid, "invalid capsule ID")
 	}
 	d.mu.Lock()
 	c := d.creating[id]

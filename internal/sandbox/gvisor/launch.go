@@ -108,7 +108,7 @@ func (d *Driver) Exec(ctx context.Context, id string, argv ...string) ([]byte, e
 	ctx, cancel := context.WithTimeout(ctx, d.cfg.CallTimeout)
 	defer cancel()
 	if _, err := os.Stat(d.bundle(id)); err != nil {
-		return nil, nestbox.Errorf(nestbox.CodeNotFound, "sandbox not found")
+		return nil, nestbox.Errorf(nestbox.CodeNotFound, "capsule not found")
 	}
 	cmd := d.command(ctx, sandbox.Spec{ID: id, Resources: nestbox.DefaultResources}, append([]string{"exec", id}, argv...)...)
 	out, err := cmd.CombinedOutput()

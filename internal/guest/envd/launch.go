@@ -111,7 +111,10 @@ func workingDirectory(cwd string, user account) (string, error) {
 func environment(common, asked map[string]string, user account, mark string) map[string]string {
 	env := map[string]string{
 		"PATH": defaultPath, "LANG": "C.UTF-8", "NESTBOX": "true",
-		"HOME": user.home, "USER": user.name, "LOGNAME": user.name, "SHELL": user.shell,
+		// Output goes to pipes, where Python holds back what it prints until there are 8 KiB:
+		// a log of a process that runs would be empty.
+		"PYTHONUNBUFFERED": "1",
+		"HOME":             user.home, "USER": user.name, "LOGNAME": user.name, "SHELL": user.shell,
 	}
 	maps.Copy(env, common)
 	maps.Copy(env, asked)

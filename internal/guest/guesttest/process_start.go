@@ -104,7 +104,7 @@ func testEnvironment(t *testing.T, g guest.Processes) {
 	}}
 	env := "\n" + string(run(t, g, spec).stdout)
 	for _, line := range []string{
-		"HOME=/root", "USER=root", "LOGNAME=root", "NESTBOX=true", "LANG=de_DE.UTF-8", "GREETING=a = b\nc", "EMPTY=",
+		"HOME=/root", "USER=root", "LOGNAME=root", "NESTBOX=true", "LANG=de_DE.UTF-8", "GREETING=a = b\nc", "EMPTY=", "PYTHONUNBUFFERED=1",
 	} {
 		require.Contains(t, env, "\n"+line+"\n")
 	}

@@ -141,4 +141,9 @@ func TestCompletion(t *testing.T) {
 	}
 	require.Contains(t, s.ok("__complete", "capsule", "rm", id, ""), id)
 	require.Contains(t, s.ok("__complete", "kill", "--signal", "SIGT"), "SIGTERM")
+	s.ok("exec", "-d", "--tag", "named", id, "--", "sleep", "1000")
+	for _, line := range [][]string{{"kill", id, ""}, {"kill", id, "other", ""}, {"send", id, ""}, {"attach", id, ""}} {
+		require.Contains(t, s.ok(append([]string{"__complete"}, line...)...), "named\tsleep 1000")
+	}
+	require.NotContains(t, s.ok("__complete", "attach", id, "named", ""), "sleep 1000")
 }

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -38,9 +39,10 @@ func (a *app) completeCapsules(cmd *cobra.Command, _ []string, _ string) ([]stri
 	return ids, cobra.ShellCompDirectiveNoFileComp
 }
 
-// completeProcess completes a capsule and then a process of it.
+// completeProcess completes a capsule and then a process of it, or several where the
+// command takes them.
 func (a *app) completeProcess(cmd *cobra.Command, args []string, prefix string) ([]string, cobra.ShellCompDirective) {
-	if len(args) != 1 {
+	if len(args) == 0 || len(args) > 1 && !strings.Contains(cmd.Use, "<process>…") {
 		return a.completeCapsule(cmd, args, prefix)
 	}
 	ctx, cancel := context.WithTimeout(cmd.Context(), completeWithin)

@@ -6,6 +6,7 @@ import (
 	"context"
 	"io"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -201,10 +202,14 @@ c.close()`
 	_, reader, err := g.Processes().Start(within(t), nestbox.ProcessSpec{Cmd: "python3", Args: []string{"-c", serve}}, &guest.Attach{})
 	require.NoError(t, err)
 	defer reader.Close()
-	ev, err := reader.Next(within(t))
-	require.NoError(t, err)
-	port, err := strconv.ParseUint(string(ev.Data[:len(ev.Data)-1]), 10, 16)
-	require.NoError(t, err, "%s", ev.Data)
+	line := ""
+	for !strings.HasSuffix(line, "\n") { // which Python writes by itself
+		ev, err := reader.Next(within(t))
+		require.NoError(t, err)
+		line += string(ev.Data)
+	}
+	port, err := strconv.ParseUint(strings.TrimSpace(line), 10, 16)
+	require.NoError(t, err, "%s", line)
 
 	conn, err := g.Dial(within(t), uint16(port))
 	require.NoError(t, err)

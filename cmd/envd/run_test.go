@@ -219,6 +219,6 @@ func TestHeapMayGrow(t *testing.T) {
 	for live, want := range map[uint64]int{
 		0: mostGrowth, 1 << 20: mostGrowth, 4 << 20: 200, 8 << 20: heapGrowth, 12 << 20: heapGrowth, 1 << 30: heapGrowth,
 	} {
-		require.Equal(t, want, growthOf(live), live)
+		require.Equal(t, want, growthOf(live, smallHeap), live)
 	}
 }

@@ -21,17 +21,23 @@ func prepareSelf() {
 // limitMemory keeps the heap small: capsules are many on a host, and what envd
 // takes is missing inside. GOMEMLIMIT and GOGC win.
 func limitMemory() {
-	if os.Getenv("GOGC") == "" {
-		collectAtLeast()
-	}
+	total := int64(1 << 30)
 	var info unix.Sysinfo_t
-	if os.Getenv("GOMEMLIMIT") == "" && unix.Sysinfo(&info) == nil {
+	known := unix.Sysinfo(&info) == nil
+	if known {
+		total = int64(info.Totalram) * int64(info.Unit)
+	}
+	if os.Getenv("GOGC") == "" {
+		collectAtLeast(uint64(min(smallHeap, total/32)))
+	}
+	if os.Getenv("GOMEMLIMIT") == "" && known {
 		const most = 192 << 20
-		debug.SetMemoryLimit(min(most, int64(info.Totalram)*int64(info.Unit)/4))
+		debug.SetMemoryLimit(min(most, total/4))
 	}
 }
 
-// A heap grows by half before it is collected, but at least to smallHeap: of a heap of
+// A heap grows by half before it is collected, but at least to smallHeap, or where
+// memory is short to a 32nd of it: of a heap of
 // two megabytes, a collection for each that is used would take half of the time,
 // since waking threads is slow inside a sandbox.
 const (
@@ -41,14 +47,14 @@ const (
 )
 
 // collectAtLeast sets, after each collection, how far the heap may grow until the next.
-func collectAtLeast() {
+func collectAtLeast(small uint64) {
 	live := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
-	percent := mostGrowth
+	percent := growthOf(4<<20, small)
 	debug.SetGCPercent(percent)
 	var watch func(struct{})
 	watch = func(struct{}) {
 		metrics.Read(live)
-		next := growthOf(live[0].Value.Uint64())
+		next := growthOf(live[0].Value.Uint64(), small)
 		if next*10 < percent*9 || next*9 > percent*10 { // it stops all threads to change it
 			percent = next
 			debug.SetGCPercent(percent)
@@ -58,12 +64,12 @@ func collectAtLeast() {
 	watch(struct{}{})
 }
 
-// growthOf returns by how many percent a heap of live bytes may grow.
-func growthOf(live uint64) int {
-	if live >= smallHeap {
+// growthOf returns by how many percent a heap of live bytes may grow, to small at least.
+func growthOf(live, small uint64) int {
+	if live >= small {
 		return heapGrowth
 	}
-	return int(min(mostGrowth, max(heapGrowth, 100*(smallHeap-live)/max(live, 1))))
+	return int(min(mostGrowth, max(heapGrowth, 100*(small-live)/max(live, 1))))
 }
 
 // keepThreads has two threads at least run Go code. With one, on one virtual

@@ -132,8 +132,8 @@ type streamConn struct {
 	pinger  sync.WaitGroup
 }
 
-// dial connects once.
-func (c *Client) dial(ctx context.Context, path string, q url.Values) (*streamConn, error) {
+// socket makes a WebSocket, with the key in its handshake.
+func (c *Client) socket(ctx context.Context, path string, q url.Values) (*websocket.Conn, error) {
 	header := http.Header{}
 	c.setIdentity(header)
 	ws, res, err := websocket.Dial(ctx, c.url(path, q), &websocket.DialOptions{HTTPClient: c.http, HTTPHeader: header})
@@ -145,6 +145,15 @@ func (c *Client) dial(ctx context.Context, path string, q url.Values) (*streamCo
 			return nil, responseError(res)
 		}
 		return nil, c.connectionError(err, false)
+	}
+	return ws, nil
+}
+
+// dial connects once.
+func (c *Client) dial(ctx context.Context, path string, q url.Values) (*streamConn, error) {
+	ws, err := c.socket(ctx, path, q)
+	if err != nil {
+		return nil, err
 	}
 	ws.SetReadLimit(maxFrame)
 	pingCtx, stop := context.WithCancel(context.Background())

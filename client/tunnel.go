@@ -3,7 +3,6 @@ package client
 import (
 	"context"
 	"net"
-	"net/http"
 	"strconv"
 	"sync"
 
@@ -113,19 +112,10 @@ func (t *Tunnel) keep(session *forward.Session) error {
 
 // connect makes a session.
 func (t *Tunnel) connect(ctx context.Context) (*forward.Session, error) {
-	c := t.ports.c
-	header := http.Header{}
-	c.setIdentity(header)
 	path := capsulePath(t.ports.capsule, "/ports/"+strconv.Itoa(int(t.port))+"/forward")
-	ws, res, err := websocket.Dial(ctx, c.url(path, nil), &websocket.DialOptions{HTTPClient: c.http, HTTPHeader: header})
+	ws, err := t.ports.c.socket(ctx, path, nil)
 	if err != nil {
-		if ctx.Err() != nil {
-			return nil, contextError(ctx)
-		}
-		if res != nil && res.StatusCode != http.StatusSwitchingProtocols {
-			return nil, responseError(res)
-		}
-		return nil, c.connectionError(err, false)
+		return nil, err
 	}
 	conn := websocket.NetConn(context.Background(), ws, websocket.MessageBinary)
 	ws.SetReadLimit(forward.MaxMessage)

@@ -227,7 +227,7 @@ func serve(ctx context.Context, cfg config.Up, ctl *control.Control, listener ne
 	requests, hangUp := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer hangUp(nil)
 	front := edge.New(edge.Config{Domain: cfg.Domain, Ports: ctl.Ports, Keys: ctl.Keys, API: apiHandler, Log: log, Life: requests})
-	defer front.Close()
+	defer front.DropIdle()
 	ctl.Ports.OnEnding(front.DropIdle)
 
 	entrance := door.New(door.Config{

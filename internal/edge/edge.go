@@ -63,7 +63,7 @@ const (
 	maxHeader     = 64 << 10    // bytes of a program's answer before its body
 )
 
-// New returns an Edge. Close it to close idle connections.
+// New returns an Edge, whose idle connections DropIdle closes in the end.
 func New(cfg Config) *Edge {
 	e := &Edge{cfg: cfg, linger: lingerFor}
 	e.transport = &http.Transport{
@@ -89,11 +89,8 @@ func New(cfg Config) *Edge {
 	return e
 }
 
-// Close closes idle connections into capsules.
-func (e *Edge) Close() { e.transport.CloseIdleConnections() }
-
-// DropIdle closes idle connections into capsules, so that no program waits for them
-// that was just told to end.
+// DropIdle closes idle connections into capsules: in the end, and so that no program
+// waits for them that was just told to end.
 func (e *Edge) DropIdle() { e.transport.CloseIdleConnections() }
 
 func (e *Edge) dial(ctx context.Context, _, addr string) (net.Conn, error) {

@@ -92,7 +92,7 @@ func newRig(t *testing.T, program http.Handler) *rig {
 	log := &strings.Builder{} // read between requests only
 	api := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "the API") })
 	e := New(Config{Domain: "localhost", Ports: ports, API: api, Log: slog.New(slog.NewTextHandler(log, nil))})
-	t.Cleanup(e.Close)
+	t.Cleanup(e.DropIdle)
 	front := httptest.NewServer(e)
 	t.Cleanup(front.Close)
 	addr := front.Listener.Addr().String()

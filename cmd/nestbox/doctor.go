@@ -78,10 +78,10 @@ func portFree(ctx context.Context, cfg config.Up) doctor.Finding {
 		if lockErr == nil {
 			_ = lock.Close()
 		}
-		if host, _, _ := net.SplitHostPort(cfg.Listen); !isLoopback(host) {
+		if host, _, _ := net.SplitHostPort(cfg.Listen); !isLoopback(host) && cfg.TLSCert == "" {
 			f.Status = doctor.Warn
 			f.Detail += " is open to the network, without TLS"
-			f.Fix = "listen on 127.0.0.1 behind a proxy that speaks TLS"
+			f.Fix = "give --tls-cert and --tls-key, or listen on 127.0.0.1 behind a proxy that speaks TLS"
 		}
 		return f
 	case lockErr == nil:
@@ -103,18 +103,19 @@ func isLoopback(host string) bool {
 
 // domainResolves looks whether names of capsule ports lead anywhere.
 func domainResolves(ctx context.Context, cfg config.Up) doctor.Finding {
-	f := doctor.Finding{Check: "domain", Status: doctor.OK, Detail: cfg.Domain}
-	if cfg.Domain == config.DefaultUp().Domain {
+	domain, everywhere := cfg.PortDomain()
+	f := doctor.Finding{Check: "domain", Status: doctor.OK, Detail: domain}
+	if !everywhere {
 		f.Detail += ": names below it are this machine, in browsers and curl"
 		return f
 	}
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
-	name := "8000-example." + cfg.Domain
+	name := "8000-example." + domain
 	addrs, err := net.DefaultResolver.LookupHost(ctx, name)
 	if err != nil {
 		f.Status, f.Detail = doctor.Warn, name+" does not resolve: "+err.Error()
-		f.Fix = "point *." + cfg.Domain + " at this machine in the DNS"
+		f.Fix = "point *." + domain + " at this machine in the DNS"
 		return f
 	}
 	f.Detail = name + " is " + strings.Join(addrs, ", ")

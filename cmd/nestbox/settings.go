@@ -30,7 +30,11 @@ func (s *settings) addFlags(f *pflag.FlagSet) {
 	s.addStateFlags(f)
 	flags := &s.flags
 	f.StringVar(&flags.Listen, "listen", flags.Listen, "address and port to listen on")
-	f.StringVar(&flags.Domain, "domain", flags.Domain, "domain of capsule ports: http://<port>-<capsule>.<domain>:<listen port>/")
+	f.StringVar(&flags.Domain, "domain", "", "domain of capsule ports: http://<port>-<capsule>.<domain>:<listen port>/ (default the host of --public-url, else localhost)")
+	f.StringVar(&flags.PublicURL, "public-url", "", "how clients reach the API, such as https://nestbox.example.com (default as their requests show)")
+	f.StringVar(&flags.TLSCert, "tls-cert", "", "certificate (PEM file) to serve TLS with, read anew when it changes")
+	f.StringVar(&flags.TLSKey, "tls-key", "", "its key (PEM file)")
+	f.StringSliceVar(&flags.TrustedProxies, "trusted-proxies", nil, "addresses and ranges of proxies whose X-Forwarded-For, -Host and -Proto are believed")
 	f.StringVar(&flags.Platform, "platform", flags.Platform, "gVisor platform: systrap or kvm")
 	f.StringVar(&flags.Egress, "egress", flags.Egress, "whether capsules reach the internet unless their create says otherwise: allow or deny")
 	f.IntVar(&flags.EgressMbps, "egress-mbps", 0, "most that each capsule may send, and receive, in megabits per second (default no limit)")
@@ -52,9 +56,15 @@ func (s *settings) load(cmd *cobra.Command) (config.Up, error) {
 		return cfg, err
 	}
 	for name, set := range map[string]func(){
-		"dir":       func() { cfg.Dir = s.flags.Dir },
-		"listen":    func() { cfg.Listen = s.flags.Listen },
-		"domain":    func() { cfg.Domain = s.flags.Domain },
+		"dir":    func() { cfg.Dir = s.flags.Dir },
+		"listen": func() { cfg.Listen = s.flags.Listen },
+		"domain": func() { cfg.Domain = s.flags.Domain },
+
+		"public-url":      func() { cfg.PublicURL = s.flags.PublicURL },
+		"tls-cert":        func() { cfg.TLSCert = absolute(s.flags.TLSCert) },
+		"tls-key":         func() { cfg.TLSKey = absolute(s.flags.TLSKey) },
+		"trusted-proxies": func() { cfg.TrustedProxies = s.flags.TrustedProxies },
+
 		"database":  func() { cfg.Database = s.flags.Database },
 		"platform":  func() { cfg.Platform = s.flags.Platform },
 		"log-level": func() { cfg.LogLevel = s.flags.LogLevel },

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -17,13 +16,10 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/nestbox/nestbox"
-	"github.com/nestbox/nestbox/internal/api"
 	"github.com/nestbox/nestbox/internal/config"
 	"github.com/nestbox/nestbox/internal/control"
 	"github.com/nestbox/nestbox/internal/doctor"
-	"github.com/nestbox/nestbox/internal/door"
 	"github.com/nestbox/nestbox/internal/durable"
-	"github.com/nestbox/nestbox/internal/edge"
 	"github.com/nestbox/nestbox/internal/envdbin"
 	"github.com/nestbox/nestbox/internal/hostagent"
 	"github.com/nestbox/nestbox/internal/image"
@@ -53,6 +49,10 @@ func runUp(ctx context.Context, cfg config.Up, log *slog.Logger, ready func(addr
 	room := reserve.New(cfg.Dir)
 	room.GiveIfFull() // to start, so that others can be ended
 
+	front, err := newFront(cfg, log)
+	if err != nil {
+		return err
+	}
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.Listen)
 	if err != nil {
 		return err
@@ -94,7 +94,7 @@ func runUp(ctx context.Context, cfg config.Up, log *slog.Logger, ready func(addr
 	group.Go(func() error { keepReserve(ctx, room, log); return nil })
 	group.Go(func() error { return endOfContext(ctl.Reconciler.Run(ctx)) })
 	group.Go(func() error { return ctl.Keys.Watch(ctx) })
-	group.Go(func() error { return serve(ctx, cfg, ctl, listener, log) })
+	group.Go(func() error { return front.serve(ctx, ctl, listener) })
 	if err := lock.note(listener.Addr().String()); err != nil {
 		log.Warn("nobody can look up on which address the server answers", "error", err)
 	}
@@ -199,68 +199,6 @@ func openHost(ctx context.Context, cfg config.Up, log *slog.Logger, undo *closer
 	}
 	undo.add(host.Close)
 	return host, nil
-}
-
-// Limits of the HTTP server. There is none on how long an answer may take:
-// streams live as long as their readers.
-const (
-	headerTimeout = 10 * time.Second
-	idleTimeout   = 2 * time.Minute
-	maxHeader     = 32 << 10
-	drainFor      = 3 * time.Second
-)
-
-// serve answers requests until ctx ends, then gives those under way a moment.
-func serve(ctx context.Context, cfg config.Up, ctl *control.Control, listener net.Listener, log *slog.Logger) error {
-	_, port, err := net.SplitHostPort(listener.Addr().String())
-	if err != nil {
-		return err
-	}
-	apiHandler := api.New(api.Config{
-		Control: ctl,
-		Log:     log,
-		Version: nestbox.Version,
-		PortURL: func(id string, p uint16, token string) string {
-			return edge.URL("http", cfg.Domain, port, id, p, token)
-		},
-	})
-	requests, hangUp := context.WithCancelCause(context.WithoutCancel(ctx))
-	defer hangUp(nil)
-	front := edge.New(edge.Config{Domain: cfg.Domain, Ports: ctl.Ports, Keys: ctl.Keys, API: apiHandler, Log: log, Life: requests})
-	defer front.DropIdle()
-	ctl.Ports.OnEnding(front.DropIdle)
-
-	entrance := door.New(door.Config{
-		MaxConns: cfg.MaxConnections, MaxPerAddress: cfg.MaxConnectionsPerAddress, MaxPerTeam: cfg.MaxRequestsPerTeam,
-	})
-	server := &http.Server{
-		Handler:           entrance.Handler(front),
-		ConnContext:       entrance.ConnContext,
-		ReadHeaderTimeout: headerTimeout,
-		IdleTimeout:       idleTimeout,
-		MaxHeaderBytes:    maxHeader,
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
-		BaseContext:       func(net.Listener) context.Context { return requests },
-	}
-	stopped := make(chan error, 1)
-	go func() {
-		<-ctx.Done()
-		log.Info("stopping: requests under way have a moment to end, capsules go on", "seconds", drainFor.Seconds())
-		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainFor)
-		defer cancel()
-		err := server.Shutdown(drain)
-		// What still runs are streams, and commands in the foreground: they resume later.
-		hangUp(nestbox.Errorf(nestbox.CodeUnavailable, "the server is stopping"))
-		if errors.Is(err, context.DeadlineExceeded) {
-			err = server.Close()
-		}
-		stopped <- err
-	}()
-	log.Info("listening", "address", listener.Addr().String())
-	if err := server.Serve(entrance.Listen(listener)); !errors.Is(err, http.ErrServerClosed) {
-		return err
-	}
-	return <-stopped
 }
 
 func databaseURL(cfg config.Up) string {

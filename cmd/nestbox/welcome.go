@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -29,7 +30,7 @@ func printWelcome(w io.Writer, cfg config.Up, addr, how string, looks bool) {
 	path := filepath.Join(cfg.Dir, "api-key")
 	key, err := os.ReadFile(path)
 	if err != nil {
-		fmt.Fprintf(w, "nestbox answers on http://%s (the API key cannot be read: %v)\n", addr, err)
+		fmt.Fprintf(w, "nestbox answers on %s (the API key cannot be read: %v)\n", addressOf(cfg, addr), err)
 		return
 	}
 	if !looks {
@@ -39,7 +40,6 @@ func printWelcome(w io.Writer, cfg config.Up, addr, how string, looks bool) {
 	if err != nil {
 		self = "nestbox"
 	}
-	url := "http://" + reachable(addr)
 	fmt.Fprintf(w, `
 nestbox is %[5]s %[1]s   (API reference: %[1]s/docs)
 API key:        %[2]s   (kept in %[3]s)
@@ -50,7 +50,7 @@ Paste these:
   C=$(%[4]s capsule create) && %[4]s exec -d --tag web "$C" -- python3 -m http.server 8000 && %[4]s ps "$C"
   curl -sf --retry 5 "$(%[4]s url "$C" 8000)"
 
-`, url, strings.TrimSpace(string(key)), path, self, how)
+`, addressOf(cfg, addr), strings.TrimSpace(string(key)), path, self, how)
 }
 
 // alreadyUp is `nestbox up` where a server is up already.
@@ -60,6 +60,22 @@ func alreadyUp(w io.Writer, cfg config.Up, addr string) error {
 	}
 	printWelcome(w, cfg, addr, "already up at", isTerminal(os.Stdout))
 	return nil
+}
+
+// addressOf returns the URL of a server that listens on addr.
+func addressOf(cfg config.Up, addr string) string {
+	if u, err := cfg.Public(); err == nil && u != nil {
+		return u.String()
+	}
+	return localURL(cfg, addr)
+}
+
+// localURL is how programs of this machine reach it.
+func localURL(cfg config.Up, addr string) string {
+	if cfg.TLSCert != "" {
+		return "https://" + reachable(addr)
+	}
+	return "http://" + reachable(addr)
 }
 
 // reachable turns a listen address into one that a client on this machine can
@@ -116,7 +132,7 @@ func upDetached(ctx context.Context, cfg config.Up, args []string, out io.Writer
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
 	fmt.Fprintf(out, "starting the server (log: %s) ", logPath)
-	if err := awaitHealth(ctx, "http://"+reachable(cfg.Listen)+"/health", ended, out); err != nil {
+	if err := awaitHealth(ctx, localURL(cfg, cfg.Listen)+"/health", ended, out); err != nil {
 		return fmt.Errorf("%w; the last lines of %s:\n%s", err, logPath, lastLines(logPath, 10))
 	}
 	fmt.Fprintln(out, "ok")
@@ -168,7 +184,10 @@ func healthy(ctx context.Context, url string) bool {
 	if err != nil {
 		return false
 	}
-	res, err := http.DefaultClient.Do(req)
+	// It is asked whether our server answers, which shows by no name that is known here.
+	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}} //nolint:gosec // see above
+	defer transport.CloseIdleConnections()
+	res, err := (&http.Client{Transport: transport}).Do(req)
 	if err != nil {
 		return false
 	}

@@ -36,7 +36,8 @@ type Config struct {
 
 	// PortURL makes the address of a port inside a capsule that carries a
 	// signed token. nil = no address is given, only the token.
-	PortURL func(id string, port uint16, token string) string
+	// It is made for the client whose request ctx is of.
+	PortURL func(ctx context.Context, id string, port uint16, token string) string
 
 	MaxJSONBytes   int64         // of a JSON request; 0 = 8 MiB
 	MaxUploadBytes int64         // of files/write, and of what is spooled; 0 = 100 MiB

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"encoding/json"
 	"io"
 	"net/http"
@@ -200,7 +201,7 @@ func TestPermissions(t *testing.T) {
 func TestPortURL(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, func(c *Config) {
-		c.PortURL = func(id string, port uint16, token string) string {
+		c.PortURL = func(_ context.Context, id string, port uint16, token string) string {
 			return "http://80-" + id + ".localhost/?nestbox_token=" + token
 		}
 	})

@@ -64,7 +64,7 @@ func (s *server) signPortURL(ctx context.Context, caller control.Caller, in *por
 	}
 	out := &portURLOutput{Body: portURL{Token: token, ExpiresAt: seconds(expires)}}
 	if s.cfg.PortURL != nil {
-		out.Body.URL = s.cfg.PortURL(in.ID, port, token)
+		out.Body.URL = s.cfg.PortURL(ctx, in.ID, port, token)
 		if u, err := url.Parse(out.Body.URL); err == nil {
 			out.Body.Query = u.RawQuery
 		}

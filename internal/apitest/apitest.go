@@ -66,7 +66,9 @@ func (s *Server) serve(listener net.Listener) {
 	s.server = httptest.NewUnstartedServer(api.New(api.Config{
 		Control: s.ctl,
 		Version: nestbox.Version,
-		PortURL: func(id string, port uint16, token string) string { return "http://port.test/?token=" + token },
+		PortURL: func(_ context.Context, id string, port uint16, token string) string {
+			return "http://port.test/?token=" + token
+		},
 	}))
 	_ = s.server.Listener.Close()
 	s.server.Listener = s.conns

@@ -92,7 +92,7 @@ var rules = []rule{
 	},
 	{
 		name: "leaves import the root package and other leaves only",
-		of:   []string{"internal/image/...", "internal/netns/...", "internal/cgroup/...", "internal/pidfd/...", "internal/envdbin/...", "internal/config/...", "internal/durable/...", "internal/doctor", "internal/fieldtest/...", "internal/door/...", "internal/reserve", "internal/egress/...", "internal/archive", "internal/pseudofs", "internal/splice", "internal/forward"},
+		of:   []string{"internal/image/...", "internal/netns/...", "internal/cgroup/...", "internal/pidfd/...", "internal/envdbin/...", "internal/config/...", "internal/durable/...", "internal/doctor", "internal/fieldtest/...", "internal/door/...", "internal/reserve", "internal/egress/...", "internal/archive", "internal/pseudofs", "internal/splice", "internal/forward", "internal/certfile"},
 		not:  []string{"internal/api/...", "internal/control/...", "internal/store/...", "internal/hostagent/...", "internal/guest/...", "internal/sandbox/...", "client/...", "gen/..."},
 		deep: true,
 	},

@@ -36,8 +36,17 @@ type Up struct {
 	// Listen is the address and port of the HTTP API and of capsule ports.
 	Listen string `yaml:"listen" env:"NESTBOX_LISTEN"`
 	// Domain is the domain under which capsule ports are reached:
-	// http://<port>-<capsule>.<domain>:<listen port>/.
+	// http://<port>-<capsule>.<domain>:<listen port>/. Empty = PortDomain finds one.
 	Domain string `yaml:"domain" env:"NESTBOX_DOMAIN"`
+	// PublicURL is how clients reach the API, where that is not how requests come in:
+	// through a proxy, or by a name. Empty = as each request shows.
+	PublicURL string `yaml:"public_url" env:"NESTBOX_PUBLIC_URL"`
+	// TLSCert and TLSKey are PEM files. With them the server speaks TLS and nothing else.
+	TLSCert string `yaml:"tls_cert" env:"NESTBOX_TLS_CERT"`
+	TLSKey  string `yaml:"tls_key" env:"NESTBOX_TLS_KEY"`
+	// TrustedProxies are addresses and ranges of proxies before the server, whose
+	// X-Forwarded-For, -Host and -Proto are believed.
+	TrustedProxies []string `yaml:"trusted_proxies" env:"NESTBOX_TRUSTED_PROXIES"`
 	// Database is a postgres:// URL, or empty for SQLite in Dir.
 	Database string `yaml:"database" env:"NESTBOX_DATABASE"`
 	// Platform is gVisor's platform: systrap (works everywhere) or kvm.
@@ -138,7 +147,6 @@ func DefaultUp() Up {
 	return Up{
 		Dir:      "/var/lib/nestbox",
 		Listen:   "127.0.0.1:8080",
-		Domain:   "localhost",
 		Platform: "systrap",
 		Egress:   EgressOpen,
 		LogLevel: "info",
@@ -173,8 +181,11 @@ func (c Up) Validate() error {
 	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
 		return fmt.Errorf("listen %q is not address:port: %w", c.Listen, err)
 	}
-	if !domainPattern.MatchString(c.Domain) {
+	if c.Domain != "" && !domainPattern.MatchString(c.Domain) {
 		return fmt.Errorf("domain %q is not a host name", c.Domain)
+	}
+	if err := c.validateOutside(); err != nil {
+		return err
 	}
 	if c.Database != "" && !strings.HasPrefix(c.Database, "postgres://") && !strings.HasPrefix(c.Database, "postgresql://") {
 		return errors.New("database is not a postgres:// URL") // never shown: it may hold a password

@@ -78,3 +78,39 @@ func TestCapsuleCertificates(t *testing.T) {
 	require.NoError(t, c.Validate())
 	require.Equal(t, "http://proxy:3128", c.CapsuleEnv("/ca")["https_proxy"])
 }
+
+func TestOutside(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		set        func(*Up)
+		domain     string
+		everywhere bool
+		bad        bool
+	}{
+		"nothing":              {func(*Up) {}, "localhost", false, false},
+		"a domain":             {func(c *Up) { c.Domain = "boxes.example" }, "boxes.example", true, false},
+		"below localhost":      {func(c *Up) { c.Domain = "nest.localhost" }, "nest.localhost", false, false},
+		"a public name":        {func(c *Up) { c.PublicURL = "https://Nest.example:8443/" }, "nest.example", true, false},
+		"both":                 {func(c *Up) { c.PublicURL, c.Domain = "https://nest.example", "boxes.example" }, "boxes.example", true, false},
+		"a public address":     {func(c *Up) { c.PublicURL = "http://192.0.2.7:8080" }, "localhost", false, false},
+		"one of version 6":     {func(c *Up) { c.PublicURL = "http://[2001:db8::1]" }, "localhost", false, false},
+		"no scheme":            {func(c *Up) { c.PublicURL = "nest.example" }, "", false, true},
+		"another scheme":       {func(c *Up) { c.PublicURL = "ftp://nest.example" }, "", false, true},
+		"a path":               {func(c *Up) { c.PublicURL = "https://nest.example/api" }, "", false, true},
+		"a password":           {func(c *Up) { c.PublicURL = "https://a:b@nest.example" }, "", false, true},
+		"a certificate alone":  {func(c *Up) { c.TLSCert = "/cert.pem" }, "", false, true},
+		"a key alone":          {func(c *Up) { c.TLSKey = "/key.pem" }, "", false, true},
+		"proxies":              {func(c *Up) { c.TrustedProxies = []string{"10.0.0.0/8", "::1", "192.0.2.7"} }, "localhost", false, false},
+		"a proxy by name":      {func(c *Up) { c.TrustedProxies = []string{"proxy.example"} }, "", false, true},
+		"a range that is none": {func(c *Up) { c.TrustedProxies = []string{"10.1.2.3/8"} }, "", false, true},
+	} {
+		up := DefaultUp()
+		c.set(&up)
+		require.Equal(t, c.bad, up.Validate() != nil, name)
+		if !c.bad {
+			domain, everywhere := up.PortDomain()
+			require.Equal(t, c.domain, domain, name)
+			require.Equal(t, c.everywhere, everywhere, name)
+		}
+	}
+}

@@ -225,6 +225,9 @@ type connKey struct{}
 
 // ConnContext is for http.Server.
 func (d *Door) ConnContext(ctx context.Context, raw net.Conn) context.Context {
+	if over, ok := raw.(interface{ NetConn() net.Conn }); ok { // *tls.Conn
+		raw = over.NetConn()
+	}
 	if c, ok := raw.(*conn); ok {
 		return context.WithValue(ctx, connKey{}, c)
 	}

@@ -32,7 +32,7 @@ func bearer(value string) string {
 
 // credential finds all that a request shows. inQuery is the token that a signed
 // URL carries.
-func credential(r *http.Request) (cred control.PortCredential, inQuery string) {
+func credential(r *http.Request, p passage) (cred control.PortCredential, inQuery string) {
 	for _, key := range r.Header.Values(keyHeader) {
 		if key != "" {
 			cred.APIKeys = append(cred.APIKeys, key)
@@ -47,7 +47,7 @@ func credential(r *http.Request) (cred control.PortCredential, inQuery string) {
 	if len(cred.Tokens) > 0 {
 		inQuery = cred.Tokens[0]
 	}
-	if cookiesCount(r) {
+	if p.named() && cookiesCount(r, p.visit) { // else other capsules have the same origin
 		for _, c := range r.CookiesNamed(tokenCookie) {
 			cred.Tokens = append(cred.Tokens, c.Value)
 		}
@@ -59,10 +59,10 @@ func credential(r *http.Request) (cred control.PortCredential, inQuery string) {
 // sends them also with what pages of other origins ask for, such as that of
 // another capsule. Clients that say neither are no browsers, or on an origin
 // where SameSite keeps our cookie from such requests.
-func cookiesCount(r *http.Request) bool {
+func cookiesCount(r *http.Request, v visit) bool {
 	if origin := r.Header.Get("Origin"); origin != "" {
 		u, err := url.Parse(origin)
-		return err == nil && strings.EqualFold(u.Host, r.Host)
+		return err == nil && strings.EqualFold(u.Host, v.host)
 	}
 	switch r.Header.Get("Sec-Fetch-Site") {
 	case "", "same-origin", "none": // none: the address bar
@@ -77,15 +77,31 @@ func isNavigation(r *http.Request) bool {
 	return r.Method == http.MethodGet && r.Header.Get("Upgrade") == "" && strings.Contains(r.Header.Get("Accept"), "text/html")
 }
 
+// isFramed tells whether a browser opens the URL inside another page.
+func isFramed(r *http.Request) bool {
+	switch r.Header.Get("Sec-Fetch-Dest") {
+	case "iframe", "frame", "embed", "object":
+		return true
+	}
+	return false
+}
+
 // rememberToken moves a token from the URL into a cookie of exactly this host
 // name, and sends the browser to the URL without it: the page's own requests
 // then work, and the token is neither in the history nor in a Referer. It does so
 // by a page rather than a redirect, since a redirect would still count as asked
 // for by whatever site the link was on, and a cookie does not.
-func rememberToken(w http.ResponseWriter, r *http.Request, token string) {
-	http.SetCookie(w, &http.Cookie{
-		Name: tokenCookie, Value: token, Path: "/", HttpOnly: true, SameSite: http.SameSiteStrictMode, Secure: r.TLS != nil,
-	})
+//
+// In a frame the cookie is one of that frame in that site alone (CHIPS), which
+// browsers take where the connection is safe.
+func rememberToken(w http.ResponseWriter, r *http.Request, v visit, token string) {
+	cookie := http.Cookie{
+		Name: tokenCookie, Value: token, Path: "/", HttpOnly: true, SameSite: http.SameSiteStrictMode, Secure: v.scheme == "https",
+	}
+	if isFramed(r) && (v.scheme == "https" || strings.HasSuffix(hostname(v.host), ".localhost")) {
+		cookie.Secure, cookie.SameSite, cookie.Partitioned = true, http.SameSiteNoneMode, true
+	}
+	http.SetCookie(w, &cookie)
 	query, _ := withoutToken(r.URL.RawQuery)
 	clean := url.URL{Path: r.URL.Path, RawPath: r.URL.RawPath, RawQuery: query}
 	location := clean.String()
@@ -96,7 +112,7 @@ func rememberToken(w http.ResponseWriter, r *http.Request, token string) {
 	h.Set("Referrer-Policy", "no-referrer")
 	h.Set("Cache-Control", "no-store")
 	h.Set("Content-Type", "text/html; charset=utf-8")
-	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+	h.Set("Content-Security-Policy", "default-src 'none'")
 	_, _ = fmt.Fprintf(w, `<!doctype html><meta http-equiv="refresh" content="0;url=%s"><title>Nestbox</title><a href="%[1]s">Continue</a>`,
 		html.EscapeString(strings.ReplaceAll(location, "'", "%27")))
 }
@@ -129,8 +145,10 @@ func withoutToken(query string) (rest string, tokens []string) {
 // strip removes our credentials from a request that goes into a capsule. What
 // is the program's own stays byte for byte.
 func strip(out *http.Request) {
-	out.Header.Del(keyHeader)
-	out.Trailer.Del(keyHeader)
+	for _, name := range []string{keyHeader, capsuleHeader, portHeader} {
+		out.Header.Del(name)
+		out.Trailer.Del(name)
+	}
 	keepValues(out.Header, "Authorization", func(value string) (string, bool) { return value, bearer(value) == "" })
 	out.URL.RawQuery, _ = withoutToken(out.URL.RawQuery)
 	keepValues(out.Header, "Referer", func(value string) (string, bool) {
@@ -172,26 +190,4 @@ func keepValues(h http.Header, name string, keep func(string) (string, bool)) {
 	for _, v := range kept {
 		h.Add(name, v)
 	}
-}
-
-// confine takes from an answer what would reach beyond its own host name: cookies
-// for the whole domain, where other capsules are, and cookies of our name.
-func confine(res *http.Response) error {
-	keepValues(res.Header, "Set-Cookie", func(line string) (string, bool) {
-		parts := strings.Split(line, ";")
-		name, _, _ := strings.Cut(parts[0], "=")
-		if strings.TrimSpace(name) == tokenCookie {
-			return "", false
-		}
-		kept := parts[:1]
-		for _, attribute := range parts[1:] {
-			key, _, _ := strings.Cut(attribute, "=")
-			if !strings.EqualFold(strings.TrimSpace(key), "Domain") {
-				kept = append(kept, attribute)
-			}
-		}
-		return strings.Join(kept, ";"), true
-	})
-	res.Header.Del("Clear-Site-Data") // it clears cookies of the whole domain
-	return nil
 }

@@ -1,6 +1,6 @@
 // Package edge is where requests come in: those whose host name is
-// <port>-<capsule>.<domain> go to that port inside the capsule, all others to
-// the API.
+// <port>-<capsule>.<domain> go to that port inside the capsule, as do those that name
+// a port in their path or in headers, and all others to the API.
 //
 // Ports are private. A request shows either an API key of the capsule's team
 // or a signed token that expires, and neither is ever passed on into the
@@ -38,11 +38,11 @@ type Keys interface {
 
 // Config is what an Edge is made of.
 type Config struct {
-	Domain string // of capsule ports, in lower case: "localhost"
-	Ports  Ports
-	Keys   Keys         // nil = what a removed key let through is not ended
-	API    http.Handler // everything else
-	Log    *slog.Logger
+	Outside Outside
+	Ports   Ports
+	Keys    Keys         // nil = what a removed key let through is not ended
+	API     http.Handler // everything else
+	Log     *slog.Logger
 	// Life ends all requests when the server is to end; nil = nothing does.
 	Life context.Context //nolint:containedctx // of the server
 }
@@ -101,22 +101,43 @@ func (e *Edge) dial(ctx context.Context, _, addr string) (net.Conn, error) {
 	return e.cfg.Ports.Dial(ctx, t.capsule, t.port)
 }
 
-// targetKey is the context key of a request's target.
-type targetKey struct{}
+// passage is a request on its way into a capsule.
+type passage struct {
+	route
+	visit visit
+}
+
+type passageKey struct{}
+
+func passageOf(ctx context.Context) passage {
+	p, _ := ctx.Value(passageKey{}).(passage)
+	return p
+}
 
 // ServeHTTP implements http.Handler.
 func (e *Edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	t, ok, err := parseHost(r.Host, e.cfg.Domain)
+	v, err := e.cfg.Outside.visit(r)
 	if err != nil {
 		e.refuse(w, r, err)
 		return
 	}
-	if !ok {
-		e.cfg.API.ServeHTTP(w, r)
-		return
+	way, ok, err := parseRoute(r, v.host, e.cfg.Outside.Domain)
+	switch {
+	case err != nil:
+		e.refuse(w, r, err)
+	case !ok:
+		e.cfg.API.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), visitKey{}, v)))
+	case way.short:
+		toDirectory(w, r)
+	default:
+		e.enter(w, r, passage{way, v})
 	}
-	cred, inQuery := credential(r)
-	by, err := e.cfg.Ports.Authorize(r.Context(), t.capsule, t.port, cred)
+}
+
+// enter passes a request on into its capsule, if it may go there.
+func (e *Edge) enter(w http.ResponseWriter, r *http.Request, p passage) {
+	cred, inQuery := credential(r, p)
+	by, err := e.cfg.Ports.Authorize(r.Context(), p.capsule, p.port, cred)
 	if err != nil {
 		e.refuse(w, r, err)
 		return
@@ -127,8 +148,8 @@ func (e *Edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer release()
-	if inQuery != "" && isNavigation(r) {
-		rememberToken(w, r, inQuery)
+	if inQuery != "" && p.named() && isNavigation(r) {
+		rememberToken(w, r, p.visit, inQuery)
 		return
 	}
 	ctx, leave := e.outlive(r)
@@ -141,7 +162,7 @@ func (e *Edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// A program may answer while the request's body is still coming. Where this
 	// cannot be (HTTP/2 always can) the proxy works without.
 	_ = http.NewResponseController(w).EnableFullDuplex()
-	e.proxy.ServeHTTP(w, r.WithContext(context.WithValue(ctx, targetKey{}, t)))
+	e.proxy.ServeHTTP(w, r.WithContext(context.WithValue(ctx, passageKey{}, p)))
 }
 
 // lingerFor is how long an answer may be awaited after its client has closed its
@@ -188,13 +209,17 @@ func (b *buffers) Put(buf []byte) { b.pool.Put(buf) } //nolint:staticcheck // a 
 // rewrite makes the request that goes into the capsule: everything but our
 // credentials, and where it came from.
 func rewrite(pr *httputil.ProxyRequest) {
-	t, _ := pr.In.Context().Value(targetKey{}).(target)
+	p := passageOf(pr.In.Context())
+	path, rawPath := p.below(pr.In.URL)
 	pr.Out.URL = &url.URL{
-		Scheme: "http", Host: t.addr(), Path: pr.In.URL.Path, RawPath: pr.In.URL.RawPath,
+		Scheme: "http", Host: p.addr(), Path: path, RawPath: rawPath,
 		RawQuery: pr.In.URL.RawQuery, ForceQuery: pr.In.URL.ForceQuery,
 	}
-	pr.Out.Host = pr.In.Host // development servers compare it
-	pr.SetXForwarded()
+	pr.Out.Host = p.visit.host // development servers compare it
+	p.visit.tell(pr.Out.Header)
+	if p.prefix != "" {
+		pr.Out.Header.Set("X-Forwarded-Prefix", p.prefix)
+	}
 	strip(pr.Out)
 }
 
@@ -212,6 +237,9 @@ var statusOf = map[nestbox.Code]int{
 }
 
 const howToGetIn = "this port is private: send the header X-API-Key, or use a URL made by `nestbox url <capsule> <port>`"
+
+// errorHeader tells an answer of the edge from one of the program, whatever its status.
+const errorHeader = "Nestbox-Error"
 
 // refuse answers an error as plain text.
 func (e *Edge) refuse(w http.ResponseWriter, r *http.Request, err error) {
@@ -232,6 +260,7 @@ func (e *Edge) refuse(w http.ResponseWriter, r *http.Request, err error) {
 			"request_id", id, "host", r.Host, "status", status, "error", err, "cause", errors.Unwrap(err))
 	}
 	w.Header().Set("Cache-Control", "no-store")
+	w.Header().Set(errorHeader, string(code))
 	http.Error(w, text, status)
 }
 
@@ -242,8 +271,7 @@ func (e *Edge) failed(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	known := &nestbox.Error{}
 	if !errors.As(err, &known) {
-		t, _ := r.Context().Value(targetKey{}).(target)
-		if why := e.cfg.Ports.Check(r.Context(), t.capsule); why != nil {
+		if why := e.cfg.Ports.Check(r.Context(), passageOf(r.Context()).capsule); why != nil {
 			e.refuse(w, r, why)
 			return
 		}

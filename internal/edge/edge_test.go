@@ -26,6 +26,8 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const (
+	testCapsule = "cl-0123456789abcdefghijklmno"
+
 	goodKey   = "wrn_00112233445566778899aabbccddeeff"
 	goodToken = "a-signed-token"
 )
@@ -74,7 +76,7 @@ type rig struct {
 // idle returns how many connections the program holds that nobody uses.
 func (r *rig) idle() int { return int(r.open.Load()) }
 
-func newRig(t *testing.T, program http.Handler) *rig {
+func newRig(t *testing.T, program http.Handler, with ...func(*Outside)) *rig {
 	t.Helper()
 	r := &rig{}
 	upstream := httptest.NewUnstartedServer(program)
@@ -90,8 +92,15 @@ func newRig(t *testing.T, program http.Handler) *rig {
 	t.Cleanup(upstream.Close)
 	ports := &scriptedPorts{upstream: upstream.Listener.Addr().String()}
 	log := &strings.Builder{} // read between requests only
-	api := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "the API") })
-	e := New(Config{Domain: "localhost", Ports: ports, API: api, Log: slog.New(slog.NewTextHandler(log, nil))})
+	outside := Outside{Domain: "localhost"}
+	for _, set := range with {
+		set(&outside)
+	}
+	// The API tells the address of a port.
+	api := http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		fmt.Fprint(w, "the API: ", outside.PortURL(req.Context(), testCapsule, 3000, "t/"))
+	})
+	e := New(Config{Outside: outside, Ports: ports, API: api, Log: slog.New(slog.NewTextHandler(log, nil))})
 	t.Cleanup(e.DropIdle)
 	front := httptest.NewServer(e)
 	t.Cleanup(front.Close)
@@ -103,7 +112,7 @@ func newRig(t *testing.T, program http.Handler) *rig {
 		return d.DialContext(ctx, "tcp", addr)
 	}}
 	t.Cleanup(transport.CloseIdleConnections)
-	host := "3000-" + nestbox.NewID(nestbox.PrefixCapsule) + ".localhost:" + port
+	host := "3000-" + testCapsule + ".localhost:" + port
 	r.log, r.ports, r.url, r.client, r.host, r.edge = log, ports, "http://"+host, &http.Client{Transport: transport}, host, e
 	return r
 }
@@ -187,20 +196,12 @@ func FuzzHost(f *testing.F) {
 	})
 }
 
-func TestURL(t *testing.T) {
-	t.Parallel()
-	id := nestbox.NewID(nestbox.PrefixCapsule)
-	require.Equal(t, "http://3000-"+id+".localhost:8080/?nestbox-token=t%2F", URL("http", "localhost", "8080", id, 3000, "t/"))
-	require.Equal(t, "http://3000-"+id+".localhost/", URL("http", "localhost", "80", id, 3000, ""))
-	require.Equal(t, "https://3000-"+id+".boxes.example/", URL("https", "boxes.example", "443", id, 3000, ""))
-}
-
 func TestOtherHostsGoToTheAPI(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, echo)
 	r.url = "http://localhost"
 	_, body := r.do(t, http.MethodGet, "/v1/capsules", nil)
-	require.Equal(t, "the API", body)
+	require.True(t, strings.HasPrefix(body, "the API"))
 }
 
 func TestCredentials(t *testing.T) {

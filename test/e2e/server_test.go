@@ -3,6 +3,7 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -33,7 +34,8 @@ type server struct {
 	bin  string
 	dir  string
 	addr string
-	args []string // beside those
+	args []string    // beside those
+	tls  *tls.Config // of its clients; nil = it speaks plain HTTP
 
 	mu  sync.Mutex
 	cmd *exec.Cmd
@@ -76,7 +78,26 @@ func freeAddr(t *testing.T) string {
 
 // in is the server for a subtest, which leaves it as it is.
 func (s *server) in(t *testing.T) *server {
-	return &server{t: t, bin: s.bin, dir: s.dir, addr: s.addr}
+	return &server{t: t, bin: s.bin, dir: s.dir, addr: s.addr, tls: s.tls}
+}
+
+// url is the address of the API.
+func (s *server) url() string {
+	if s.tls != nil {
+		return "https://" + s.addr
+	}
+	return "http://" + s.addr
+}
+
+// client returns an HTTP client that finds every host name at the server.
+func (s *server) client() *http.Client {
+	if s.tls == nil {
+		return http.DefaultClient
+	}
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "tcp", s.addr)
+	}
+	return &http.Client{Transport: &http.Transport{DialContext: dial, TLSClientConfig: s.tls.Clone(), ForceAttemptHTTP2: true, DisableKeepAlives: true}}
 }
 
 // pid is that of the server process.
@@ -110,7 +131,7 @@ func (s *server) start() {
 func (s *server) waitHealthy() {
 	s.t.Helper()
 	require.Eventually(s.t, func() bool {
-		res, err := http.Get("http://" + s.addr + "/health")
+		res, err := s.client().Get(s.url() + "/health")
 		if err != nil {
 			return false
 		}
@@ -162,13 +183,13 @@ func (s *server) do(ctx context.Context, method, path string, body any) (int, []
 		require.NoError(s.t, err)
 		r = bytes.NewReader(data)
 	}
-	req, err := http.NewRequestWithContext(ctx, method, "http://"+s.addr+path, r)
+	req, err := http.NewRequestWithContext(ctx, method, s.url()+path, r)
 	require.NoError(s.t, err)
 	req.Header.Set("X-API-Key", s.key())
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
-	res, err := http.DefaultClient.Do(req)
+	res, err := s.client().Do(req)
 	if err != nil {
 		return 0, []byte(err.Error())
 	}

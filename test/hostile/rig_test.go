@@ -56,7 +56,7 @@ func newRig(t *testing.T) *rig {
 	require.NoError(t, err)
 	ctl := control.New(control.Config{Store: db, Host: host, Log: log})
 	front := edge.New(edge.Config{
-		Domain: "localhost", Ports: ctl.Ports, Log: log,
+		Outside: edge.Outside{Domain: "localhost"}, Ports: ctl.Ports, Log: log,
 		API: api.New(api.Config{Control: ctl, Log: log}),
 	})
 	listener, err := net.Listen("tcp", "127.0.0.1:0")

@@ -1,0 +1,67 @@
+package edge
+
+import (
+	"net/http"
+	"net/url"
+	"strings"
+)
+
+// confine takes from an answer what would reach beyond the port that it is of: cookies
+// for the whole domain, where other capsules are, cookies of our name, and what only we
+// say. Where the port has no host name of its own, what leads to a path leads below the
+// port's.
+func confine(res *http.Response) error {
+	p := passageOf(res.Request.Context())
+	keepValues(res.Header, "Set-Cookie", func(line string) (string, bool) { return ownCookie(line, p.prefix) })
+	res.Header.Del("Clear-Site-Data") // it clears cookies of the whole domain
+	res.Header.Del(errorHeader)
+	if p.prefix != "" {
+		// All ports that are reached by a path have the API's origin: a page of one
+		// could ask others for whatever the browser may. So it gets an origin that is
+		// nobody's.
+		res.Header.Add("Content-Security-Policy", "sandbox allow-downloads allow-forms allow-modals allow-popups allow-scripts")
+		keepValues(res.Header, "Location", func(to string) (string, bool) { return belowPrefix(to, p), true })
+	}
+	return nil
+}
+
+// ownCookie returns a Set-Cookie line for this host alone, and below prefix.
+func ownCookie(line, prefix string) (string, bool) {
+	parts := strings.Split(line, ";")
+	name, _, _ := strings.Cut(parts[0], "=")
+	if strings.TrimSpace(name) == tokenCookie {
+		return "", false
+	}
+	kept := parts[:1]
+	path := "/"
+	for _, attribute := range parts[1:] {
+		key, value, _ := strings.Cut(attribute, "=")
+		switch key = strings.TrimSpace(key); {
+		case strings.EqualFold(key, "Domain"):
+		case strings.EqualFold(key, "Path") && prefix != "":
+			if value = strings.TrimSpace(value); strings.HasPrefix(value, "/") {
+				path = value
+			}
+		default:
+			kept = append(kept, attribute)
+		}
+	}
+	if prefix != "" {
+		kept = append(kept, " Path="+prefix+path)
+	}
+	return strings.Join(kept, ";"), true
+}
+
+// belowPrefix returns where a redirect leads to if the program's root is below a
+// prefix, which it may know of.
+func belowPrefix(to string, p passage) string {
+	u, err := url.Parse(to)
+	if err != nil || u.Host != "" && !strings.EqualFold(u.Host, p.visit.host) || !strings.HasPrefix(u.Path, "/") {
+		return to
+	}
+	u.Scheme, u.Host = "", "" // as the client addresses us, whatever the program thinks
+	if rest := u.EscapedPath(); rest != p.prefix && !strings.HasPrefix(rest, p.prefix+"/") {
+		return p.prefix + u.String()
+	}
+	return u.String()
+}

@@ -22,6 +22,9 @@ type Capsule struct {
 	LastActiveAt time.Time
 	UpdatedAt    time.Time
 
+	// Ports are the settings of those ports that have some.
+	Ports map[uint16]PortSettings
+
 	// UnresponsiveSince is since when the daemon of a running capsule has not
 	// answered; zero = it does. It is asked of the host and not kept.
 	UnresponsiveSince time.Time

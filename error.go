@@ -36,6 +36,7 @@ type Detail string
 // The details: of a program that was to be started.
 const (
 	DetailNoProgram     Detail = "no_such_program" // there is none, or not what interprets it
+	DetailNoRoute       Detail = "no_such_route"   // of the API: it is not the capsule or file that is missing
 	DetailNotExecutable Detail = "not_executable"  // it cannot be executed, or not by that user
 )
 

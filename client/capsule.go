@@ -184,6 +184,7 @@ type capsuleBody struct {
 	} `json:"unresponsive"`
 
 	Network *nestbox.NetworkPolicy `json:"network"`
+	Ports   []portSettingsBody     `json:"ports"`
 }
 
 func (b capsuleBody) domain() nestbox.Capsule {
@@ -202,6 +203,7 @@ func (b capsuleBody) domain() nestbox.Capsule {
 		StartedAt:    b.StartedAt,
 		LastActiveAt: b.LastActiveAt,
 		UpdatedAt:    b.LastUpdated,
+		Ports:        portsByNumber(b.Ports),
 
 		UnresponsiveSince: b.Unresponsive.Since,
 	}

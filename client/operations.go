@@ -42,6 +42,10 @@ var Operations = map[string]string{
 	"getArchive":      "Files.Pack",
 	"putArchive":      "Files.Unpack",
 
+	"listPorts":   "Ports.List",
+	"getPort":     "Ports.Get",
+	"setPort":     "Ports.Set",
+	"resetPort":   "Ports.Reset",
 	"signPortURL": "Ports.URL",
 	"forwardPort": "Ports.Tunnel",
 

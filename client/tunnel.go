@@ -3,7 +3,6 @@ package client
 import (
 	"context"
 	"net"
-	"strconv"
 	"sync"
 
 	"github.com/coder/websocket"
@@ -112,7 +111,7 @@ func (t *Tunnel) keep(session *forward.Session) error {
 
 // connect makes a session.
 func (t *Tunnel) connect(ctx context.Context) (*forward.Session, error) {
-	path := capsulePath(t.ports.capsule, "/ports/"+strconv.Itoa(int(t.port))+"/forward")
+	path := t.ports.path(t.port) + "/forward"
 	ws, err := t.ports.c.socket(ctx, path, nil)
 	if err != nil {
 		return nil, err

@@ -83,7 +83,7 @@ func (f *front) serve(ctx context.Context, ctl *control.Control, listener net.Li
 	apiHandler := api.New(api.Config{Control: ctl, Log: f.log, Version: nestbox.Version, PortURL: f.outside.PortURL})
 	requests, hangUp := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer hangUp(nil)
-	inside := edge.New(edge.Config{Outside: f.outside, Ports: ctl.Ports, Keys: ctl.Keys, API: apiHandler, Log: f.log, Life: requests})
+	inside := edge.New(edge.Config{Outside: f.outside, Ports: ctl.Ports, API: apiHandler, Origins: f.cfg.CORSOrigins, Log: f.log, Life: requests})
 	defer inside.DropIdle()
 	ctl.Ports.OnEnding(inside.DropIdle)
 

@@ -34,6 +34,7 @@ func (s *settings) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&flags.PublicURL, "public-url", "", "how clients reach the API, such as https://nestbox.example.com (default as their requests show)")
 	f.StringVar(&flags.TLSCert, "tls-cert", "", "certificate (PEM file) to serve TLS with, read anew when it changes")
 	f.StringVar(&flags.TLSKey, "tls-key", "", "its key (PEM file)")
+	f.StringSliceVar(&flags.CORSOrigins, "cors-origins", nil, "origins, such as https://app.example.com or *, whose pages may use the API (default none)")
 	f.StringSliceVar(&flags.TrustedProxies, "trusted-proxies", nil, "addresses and ranges of proxies whose X-Forwarded-For, -Host and -Proto are believed")
 	f.StringVar(&flags.Platform, "platform", flags.Platform, "gVisor platform: systrap or kvm")
 	f.StringVar(&flags.Egress, "egress", flags.Egress, "whether capsules reach the internet unless their create says otherwise: allow or deny")
@@ -63,6 +64,7 @@ func (s *settings) load(cmd *cobra.Command) (config.Up, error) {
 		"public-url":      func() { cfg.PublicURL = s.flags.PublicURL },
 		"tls-cert":        func() { cfg.TLSCert = absolute(s.flags.TLSCert) },
 		"tls-key":         func() { cfg.TLSKey = absolute(s.flags.TLSKey) },
+		"cors-origins":    func() { cfg.CORSOrigins = s.flags.CORSOrigins },
 		"trusted-proxies": func() { cfg.TrustedProxies = s.flags.TrustedProxies },
 
 		"database":  func() { cfg.Database = s.flags.Database },

@@ -132,6 +132,7 @@ func newServer(cfg Config) *server {
 	s.registerTransfers()
 	s.registerArchive()
 	s.registerPorts()
+	s.registerPortSettings()
 	s.registerForward()
 	s.registerNetwork()
 	return s

@@ -139,6 +139,8 @@ func TestNoRoute(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	require.Contains(t, r.call(http.MethodGet, "/v1/capsule", "").fails(http.StatusNotFound, "not_found"), "/v1/capsule")
+	require.Contains(t, string(r.call(http.MethodGet, "/v1/capsule", "").body), `"no_such_route"`)
+	require.NotContains(t, string(r.call(http.MethodGet, "/v1/capsules/"+nestbox.NewID(nestbox.PrefixCapsule), "").body), "no_such_route")
 	r.call(http.MethodGet, "/", "").fails(http.StatusNotFound, "not_found")
 	got := r.call(http.MethodPut, "/v1/capsules/{id}", "")
 	got.fails(http.StatusMethodNotAllowed, "invalid_request")

@@ -27,6 +27,7 @@ type capsule struct {
 	LastUpdated  time.Time         `json:"last_updated"`
 	Metadata     map[string]string `json:"metadata,omitempty"`
 	Network      networkPolicy     `json:"network" doc:"What it may reach outside"`
+	Ports        []portSettings    `json:"ports,omitempty" doc:"Those that have settings"`
 	Unresponsive *unresponsive     `json:"unresponsive,omitempty" doc:"Its daemon does not answer: something inside has stopped or replaced it, or it has no time to run"`
 }
 
@@ -59,6 +60,7 @@ func toCapsule(c nestbox.Capsule) capsule {
 		LastUpdated:  seconds(c.UpdatedAt),
 		Metadata:     c.Metadata,
 		Network:      toPolicy(c.NetworkPolicy()),
+		Ports:        portsOf(c),
 		Unresponsive: frozen,
 	}
 }

@@ -27,7 +27,7 @@ type errorBody struct {
 type errorDetail struct {
 	Code    string `json:"code" doc:"What kind of error it is, for programs" example:"not_found"`
 	Message string `json:"message" doc:"What is wrong, for people" example:"capsule not found"`
-	Detail  string `json:"detail,omitempty" enum:"no_such_program,not_executable" doc:"What is wrong more closely, for programs"`
+	Detail  string `json:"detail,omitempty" enum:"no_such_program,not_executable,no_such_route" doc:"What is wrong more closely, for programs"`
 }
 
 func (e *errorBody) Error() string  { return e.Detail.Message }
@@ -130,7 +130,7 @@ func diskFull(err error) error {
 }
 
 func (s *server) notFound(w http.ResponseWriter, r *http.Request) {
-	s.fail(w, r, nestbox.Errorf(nestbox.CodeNotFound, "no such route: %s %.200s", r.Method, r.URL.Path))
+	s.fail(w, r, nestbox.Errorf(nestbox.CodeNotFound, "no such route: %s %.200s", r.Method, r.URL.Path).Detailed(nestbox.DetailNoRoute))
 }
 
 func (s *server) methodNotAllowed(w http.ResponseWriter, r *http.Request) {

@@ -24,6 +24,8 @@ func TestEveryFieldIsShown(t *testing.T) {
 	fieldtest.Matters(t, func(p nestbox.SystemProcess) any { return toSystemProcess(p) })
 	fieldtest.Matters(t, func(f nestbox.FileInfo) any { return toFileEntry(f) })
 	fieldtest.Matters(t, func(b createCapsuleBody) any { return b.spec(nestbox.NetworkPolicy{}) })
+	fieldtest.Matters(t, func(s nestbox.PortSettings) any { return toPortSettings(80, s) })
+	fieldtest.Matters(t, func(b portSettingsBody) any { return b.domain() })
 	fieldtest.Matters(t, func(r nestbox.NetworkReport) any { return toNetworkLog(r) })
 	fieldtest.Matters(t, func(f nestbox.NetworkFlow) any { return toFlow(f) }, "NetworkFlow.Verdict.ByName")  // the rule says it
 	fieldtest.Matters(t, func(c Command) any { return c.spec() }, "Command.Stdin.Data", "Command.Stdin.Open") // each says that there is a standard input

@@ -216,6 +216,35 @@ func TestPortURL(t *testing.T) {
 	require.NotContains(t, string(b), "url")
 }
 
+func TestPortSettings(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	const path = "/v1/capsules/{id}/ports"
+	var one portSettings
+	r.call(http.MethodGet, path+"/5173", "").expect(http.StatusOK).decode(&one)
+	require.Equal(t, portSettings{Port: 5173, CORSOrigins: []string{}}, one, "nothing is set")
+	r.call(http.MethodPut, path+"/5173", `{"public":true,"host_header":"localhost:5173","protocol":"h2c","cors_origins":["https://app.example"]}`).expect(http.StatusOK).decode(&one)
+	want := portSettings{Port: 5173, Public: true, HostHeader: "localhost:5173", Protocol: "h2c", CORSOrigins: []string{"https://app.example"}}
+	require.Equal(t, want, one)
+	var list []portSettings
+	r.call(http.MethodGet, path, "").expect(http.StatusOK).decode(&list)
+	require.Equal(t, []portSettings{want}, list)
+	var shown capsule
+	r.call(http.MethodGet, "/v1/capsules/{id}", "").expect(http.StatusOK).decode(&shown)
+	require.Equal(t, list, shown.Ports)
+	for _, bad := range []string{`{"protocol":"ftp"}`, `{"host_header":"a/b"}`, `{"host_header":"localhost:0"}`, `{"cors_origins":["app.example"]}`, `{"cors_origins":["https://app.example/x"]}`, `{"publik":true}`, `[]`} {
+		r.call(http.MethodPut, path+"/5173", bad).fails(http.StatusBadRequest, "invalid_request")
+	}
+	r.call(http.MethodPut, path+"/49983", `{"public":true}`).fails(http.StatusForbidden, "forbidden")
+	r.call(http.MethodPut, path+"/05173", `{}`).fails(http.StatusBadRequest, "invalid_request")
+	r.call(http.MethodGet, path+"/5173", "").expect(http.StatusOK).decode(&one)
+	require.Equal(t, want, one, "what is refused changes nothing")
+	for range 2 {
+		r.call(http.MethodDelete, path+"/5173", "").expect(http.StatusNoContent)
+	}
+	require.JSONEq(t, `[]`, string(r.call(http.MethodGet, path, "").expect(http.StatusOK).body))
+}
+
 // FuzzParsePort: a port has one spelling.
 func FuzzParsePort(f *testing.F) {
 	for _, s := range []string{"", "0", "1", "80", "65535", "65536", "080", "+80", " 80", "80 ", "8_0", "0x50", "٨٠"} {

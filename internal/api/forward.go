@@ -11,11 +11,6 @@ import (
 	"github.com/nestbox/nestbox/internal/meter"
 )
 
-type forwardPortInput struct {
-	CapsulePath
-	Port string `path:"port" doc:"1 to 65535, without leading zeros" example:"5432"`
-}
-
 func (s *server) registerForward() {
 	op := registerRaw(s, s.raw, operation{
 		id: "forwardPort", method: http.MethodGet, path: "/v1/capsules/{id}/ports/{port}/forward", tag: "Ports",
@@ -29,7 +24,7 @@ func (s *server) registerForward() {
 	op.Responses["101"].Content = nil
 }
 
-func (s *server) forwardPort(w http.ResponseWriter, r *http.Request, in *forwardPortInput) error {
+func (s *server) forwardPort(w http.ResponseWriter, r *http.Request, in *PortPath) error {
 	port, err := parsePort(in.Port)
 	if err != nil {
 		return err

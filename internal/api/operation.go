@@ -188,6 +188,7 @@ func errorResponse(status int) *huma.Response {
 var exampleErrors = map[int]errorDetail{
 	http.StatusBadRequest:                   {Code: "invalid_request", Message: "body.vcpus: expected integer"},
 	http.StatusUnauthorized:                 {Code: "unauthorized", Message: "invalid API key"},
+	http.StatusForbidden:                    {Code: "forbidden", Message: "port 49983 is reserved"},
 	http.StatusNotFound:                     {Code: "not_found", Message: "capsule not found"},
 	http.StatusConflict:                     {Code: "invalid_state", Message: "capsule is stopped"},
 	http.StatusPreconditionFailed:           {Code: "precondition_failed", Message: "/root/a.txt has changed"},

@@ -16,8 +16,7 @@ type portURLBody struct {
 }
 
 type portURLInput struct {
-	CapsulePath
-	Port string `path:"port" doc:"1 to 65535, without leading zeros" example:"8080"`
+	PortPath
 	Body *portURLBody
 }
 
@@ -36,7 +35,8 @@ func (s *server) registerPorts() {
 	register(s, operation{
 		id: "signPortURL", method: http.MethodPost, path: "/v1/capsules/{id}/ports/{port}/url", tag: "Ports",
 		summary: "Get an address for a port inside a capsule",
-		about:   "Ports are private: they are reached with an API key, or with such an address until it expires. Nothing needs to listen yet.",
+		about: "Ports are private unless they are set to be public: they are reached with an API key, or with such an address until it expires. " +
+			"It is one that works where the client is: with a host name of the port's own, or a path (`/v1/capsules/{id}/ports/{port}/proxy/…`). Nothing needs to listen yet.",
 		request: portURLBody{ExpiresSec: 3600},
 		answer: portURL{
 			URL:   "http://8080-cl-0123456789abcdefghijklmno.localhost:8080/?token=AAAA",

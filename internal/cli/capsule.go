@@ -150,6 +150,9 @@ func (a *app) printCapsule(v capsuleJSON) error {
 	t.row("pids", strconv.Itoa(v.PidsMax))
 	t.row("timeout", orNever(v.TimeoutSec))
 	t.row("network", inWords(v.Network))
+	for _, p := range v.Ports {
+		t.row("port", strconv.Itoa(int(p.Port))+" "+p.words())
+	}
 	t.row("created", stamp(v.CreatedAt))
 	if v.StartedAt != nil {
 		t.row("started", stamp(*v.StartedAt))

@@ -49,7 +49,7 @@ func NewCommands(world IO) []*cobra.Command {
 	}
 	a := &app{IO: world}
 	cmds := []*cobra.Command{
-		newCapsule(a), newExec(a), newShell(a), newPs(a), newLogs(a), newAttach(a), newSend(a), newKill(a), newWait(a), newCopy(a), newURL(a), newPortForward(a), newNetwork(a), newWatch(a),
+		newCapsule(a), newExec(a), newShell(a), newPs(a), newLogs(a), newAttach(a), newSend(a), newKill(a), newWait(a), newCopy(a), newURL(a), newPortForward(a), newPort(a), newNetwork(a), newWatch(a),
 	}
 	for _, cmd := range cmds {
 		a.addFlags(cmd)

@@ -85,6 +85,7 @@ type capsuleJSON struct {
 	Unresponsive *unresponsiveJSON `json:"unresponsive,omitempty"`
 
 	Network nestbox.NetworkPolicy `json:"network"`
+	Ports   []portSettingsJSON    `json:"ports,omitempty"`
 }
 
 type unresponsiveJSON struct {
@@ -99,6 +100,7 @@ func capsuleView(c nestbox.Capsule) capsuleJSON {
 	return capsuleJSON{
 		Unresponsive: frozen,
 		Network:      c.NetworkPolicy(),
+		Ports:        portsView(c.Ports),
 
 		ID: c.ID, Status: string(c.State), Reason: c.Reason, Template: c.Template,
 		VCPUs: c.Resources.VCPUs, MemoryMB: c.Resources.MemoryMB, DiskMB: c.Resources.DiskMB, PidsMax: c.Resources.PidsMax,

@@ -427,7 +427,7 @@ func TestTree(t *testing.T) {
 		return strings.Contains(table, "sleep 1234.5\n")
 	}, patience, 10*time.Millisecond)
 	require.Regexp(t, `(?m)^PID +OF +USER +STATE +CPU +MEMORY +PORTS +COMMAND$`, table)
-	require.Regexp(t, `(?m)^\d+ +parent +\S+ +S +\S+ +\S+ MB +- +sh -c sleep 1234.5 & wait\n\d+ +parent +\S+ .*   sleep 1234.5$`, table)
+	require.Regexp(t, `(?m)^\d+ +parent +\S+ +[RSD] +\S+ +\S+ MB +- +sh -c sleep 1234.5 & wait\n\d+ +parent +\S+ .*   sleep 1234.5$`, table)
 	require.Contains(t, s.ok("ps", "--tree", "--json", id), `"cmd": "sleep 1234.5"`)
 	require.Contains(t, s.fails(1, "ps", "--tree", "-a", id), "none of the others can be")
 }

@@ -19,9 +19,9 @@ func newURL(a *app) *cobra.Command {
 		Args:              usual,
 		ValidArgsFunction: a.completeCapsule,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			port, err := strconv.ParseUint(args[1], 10, 16)
-			if err != nil || port == 0 {
-				return nestbox.Errorf(nestbox.CodeInvalid, "%q is not a port: 1 to 65535", args[1])
+			port, err := parsePort(args[1])
+			if err != nil {
+				return err
 			}
 			if expires < time.Second {
 				return nestbox.Errorf(nestbox.CodeInvalid, "--expires is less than a second")
@@ -40,7 +40,7 @@ func newURL(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			u, err := capsule.Ports.URL(cmd.Context(), uint16(port), expires)
+			u, err := capsule.Ports.URL(cmd.Context(), port, expires)
 			if err != nil {
 				return err
 			}
@@ -78,7 +78,8 @@ func withPath(address, path string) (string, error) {
 	if err != nil || asked.Host != "" {
 		return "", nestbox.Errorf(nestbox.CodeInvalid, "%q is no path of a URL", path)
 	}
-	u.Path, u.RawPath, u.Fragment, u.RawFragment = asked.Path, asked.RawPath, asked.Fragment, asked.RawFragment
+	u.Path, u.RawPath = strings.TrimSuffix(u.Path, "/")+asked.Path, strings.TrimSuffix(u.EscapedPath(), "/")+asked.EscapedPath()
+	u.Fragment, u.RawFragment = asked.Fragment, asked.RawFragment
 	if asked.RawQuery != "" {
 		u.RawQuery = asked.RawQuery + "&" + u.RawQuery
 	}

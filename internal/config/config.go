@@ -44,6 +44,9 @@ type Up struct {
 	// TLSCert and TLSKey are PEM files. With them the server speaks TLS and nothing else.
 	TLSCert string `yaml:"tls_cert" env:"NESTBOX_TLS_CERT"`
 	TLSKey  string `yaml:"tls_key" env:"NESTBOX_TLS_KEY"`
+	// CORSOrigins are the origins, such as https://app.example.com, https://*.example.com
+	// or *, whose pages may use the API.
+	CORSOrigins []string `yaml:"cors_origins" env:"NESTBOX_CORS_ORIGINS"`
 	// TrustedProxies are addresses and ranges of proxies before the server, whose
 	// X-Forwarded-For, -Host and -Proto are believed.
 	TrustedProxies []string `yaml:"trusted_proxies" env:"NESTBOX_TRUSTED_PROXIES"`

@@ -102,6 +102,9 @@ func TestOutside(t *testing.T) {
 		"a key alone":          {func(c *Up) { c.TLSKey = "/key.pem" }, "", false, true},
 		"proxies":              {func(c *Up) { c.TrustedProxies = []string{"10.0.0.0/8", "::1", "192.0.2.7"} }, "localhost", false, false},
 		"a proxy by name":      {func(c *Up) { c.TrustedProxies = []string{"proxy.example"} }, "", false, true},
+		"an origin":            {func(c *Up) { c.CORSOrigins = []string{"https://app.example", "https://*.app.example:8443", "*"} }, "localhost", false, false},
+		"no origin":            {func(c *Up) { c.CORSOrigins = []string{"app.example"} }, "", false, true},
+		"a page":               {func(c *Up) { c.CORSOrigins = []string{"https://app.example/page"} }, "", false, true},
 		"a range that is none": {func(c *Up) { c.TrustedProxies = []string{"10.1.2.3/8"} }, "", false, true},
 	} {
 		up := DefaultUp()

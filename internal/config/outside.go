@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"net/url"
 	"strings"
+
+	"github.com/nestbox/nestbox"
 )
 
 // localDomain leads to the machine that asks, on every machine.
@@ -64,6 +66,11 @@ func (c Up) validateOutside() error {
 	if _, err := c.Public(); err != nil {
 		return err
 	}
-	_, err := c.Proxies()
-	return err
+	if _, err := c.Proxies(); err != nil {
+		return err
+	}
+	if err := nestbox.ValidateOrigins(c.CORSOrigins); err != nil {
+		return fmt.Errorf("cors-origins: %w", err)
+	}
+	return nil
 }

@@ -17,10 +17,11 @@ const checkKeysEvery = 500 * time.Millisecond
 // errKeyRemoved is why what a key let through has ended.
 var errKeyRemoved = nestbox.Errorf(nestbox.CodeUnauthenticated, "the API key was removed")
 
-// holds are the requests and streams in progress, by the key that let them in.
+// holds are the requests and streams in progress, by the name of what let them in: the
+// id of a key, or a public port.
 type holds struct {
-	mu    sync.Mutex
-	byKey map[string]map[*hold]struct{}
+	mu     sync.Mutex
+	byName map[string]map[*hold]struct{}
 }
 
 type hold struct{ cancel context.CancelCauseFunc }
@@ -28,41 +29,46 @@ type hold struct{ cancel context.CancelCauseFunc }
 // Hold returns a context that ends, as CodeUnauthenticated, within a second of
 // the removal of the caller's key. Watch must run. Release it after use.
 func (k *Keys) Hold(ctx context.Context, by Caller) (_ context.Context, release func()) {
+	return k.holds.hold(ctx, by.KeyID)
+}
+
+// hold returns a context that ends when end is called with its name.
+func (h *holds) hold(ctx context.Context, name string) (_ context.Context, release func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	h := &hold{cancel}
-	k.holds.mu.Lock()
-	defer k.holds.mu.Unlock()
-	if k.holds.byKey == nil {
-		k.holds.byKey = map[string]map[*hold]struct{}{}
+	held := &hold{cancel}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.byName == nil {
+		h.byName = map[string]map[*hold]struct{}{}
 	}
-	if k.holds.byKey[by.KeyID] == nil {
-		k.holds.byKey[by.KeyID] = map[*hold]struct{}{}
+	if h.byName[name] == nil {
+		h.byName[name] = map[*hold]struct{}{}
 	}
-	k.holds.byKey[by.KeyID][h] = struct{}{}
+	h.byName[name][held] = struct{}{}
 	return ctx, func() {
 		cancel(nil)
-		k.holds.mu.Lock()
-		defer k.holds.mu.Unlock()
-		delete(k.holds.byKey[by.KeyID], h)
-		if len(k.holds.byKey[by.KeyID]) == 0 {
-			delete(k.holds.byKey, by.KeyID)
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		delete(h.byName[name], held)
+		if len(h.byName[name]) == 0 {
+			delete(h.byName, name)
 		}
 	}
 }
 
-// end ends what a key let through.
-func (h *holds) end(keyID string) {
+// end ends what was let through under a name.
+func (h *holds) end(name string, why error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for held := range h.byKey[keyID] {
-		held.cancel(errKeyRemoved)
+	for held := range h.byName[name] {
+		held.cancel(why)
 	}
 }
 
-func (h *holds) keys() []string {
+func (h *holds) names() []string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return slices.Collect(maps.Keys(h.byKey))
+	return slices.Collect(maps.Keys(h.byName))
 }
 
 // Watch ends what removed keys let through, until ctx ends. The store is asked
@@ -76,7 +82,7 @@ func (k *Keys) Watch(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		}
-		ids := k.holds.keys()
+		ids := k.holds.names()
 		if len(ids) == 0 {
 			continue
 		}
@@ -89,7 +95,7 @@ func (k *Keys) Watch(ctx context.Context) error {
 		}
 		for _, id := range ids {
 			if !there[id] {
-				k.holds.end(id)
+				k.holds.end(id, errKeyRemoved)
 			}
 		}
 	}

@@ -92,7 +92,7 @@ func (k *Keys) Delete(ctx context.Context, teamID, keyID string) error {
 		return nestbox.Errorf(nestbox.CodeNotFound, "API key not found")
 	}
 	if err == nil {
-		k.holds.end(keyID) // other servers find out by Watch
+		k.holds.end(keyID, errKeyRemoved) // other servers find out by Watch
 	}
 	return err
 }

@@ -18,15 +18,16 @@ import (
 	"github.com/nestbox/nestbox/internal/sandbox"
 )
 
-// Ports are how http://<port>-<capsule>.<domain>/ is reached. They are private:
-// one gets in with an API key of the capsule's team, or with a token that such
-// a key was used to sign. envd's own port is closed to everybody.
+// Ports are how the ports of capsules are reached. They are private unless their
+// owner has made them public: one gets in with an API key of the capsule's team, or
+// with a token that such a key was used to sign. envd's own port is closed to everybody.
 type Ports struct {
 	cfg      Config
 	keys     *Keys
 	capsules *Capsules
 
 	secret atomic.Pointer[[]byte] // nil until it was read; it never changes
+	public holds                  // requests that were let in by nothing but that
 	ending atomic.Pointer[func()]
 }
 
@@ -53,6 +54,19 @@ type PortCredential struct {
 	APIKeys []string
 	Tokens  []string // of signed URLs; a browser may send cookies of others with ours
 }
+
+// Entry is that somebody may reach a port.
+type Entry struct {
+	TeamID   string // whose capsule it is
+	KeyID    string // of the key that lets in, or signed; "" = the port is public
+	Settings nestbox.PortSettings
+
+	capsule string
+	port    uint16
+}
+
+// name names what a public port lets through.
+func (e Entry) name() string { return fmt.Sprintf("%s/%d", e.capsule, e.port) }
 
 // maxShown is how many credentials of a request are looked at.
 const maxShown = 8
@@ -87,22 +101,43 @@ func (p *Ports) Sign(ctx context.Context, by Caller, id string, port uint16, ttl
 	return base64.RawURLEncoding.EncodeToString(raw), expires, nil
 }
 
-// Authorize decides whether a port may be reached, and returns whose key lets it
-// in, or signed the URL. CodeUnauthenticated: no credential, or none that fits, has
-// not expired and whose key is still there. CodeNotFound: no such capsule, or not
-// the key's. CodeDenied: envd's port.
-func (p *Ports) Authorize(ctx context.Context, id string, port uint16, cred PortCredential) (Caller, error) {
+// Authorize decides whether a port may be reached, and says whose it is and how.
+// CodeUnauthenticated: it is private, and there is no credential, or none that fits,
+// has not expired and whose key is still there; there are settings all the same.
+// CodeNotFound: no such capsule, or not the key's. CodeDenied: envd's port.
+func (p *Ports) Authorize(ctx context.Context, id string, port uint16, cred PortCredential) (Entry, error) {
 	if err := checkPort(port); err != nil {
-		return Caller{}, err
+		return Entry{}, err
 	}
 	if !nestbox.ValidID(nestbox.PrefixCapsule, id) {
-		return Caller{}, nestbox.Errorf(nestbox.CodeInvalid, "invalid capsule ID")
+		return Entry{}, nestbox.Errorf(nestbox.CodeInvalid, "invalid capsule ID")
 	}
+	capsule, unknown := p.capsules.read(ctx, id)
+	if unknown != nil && nestbox.CodeOf(unknown) != nestbox.CodeNotFound {
+		return Entry{}, unknown
+	}
+	entry := Entry{TeamID: capsule.TeamID, Settings: capsule.Ports[port], capsule: id, port: port}
+	if entry.Settings.Public {
+		return entry, nil
+	}
+	by, err := p.identify(ctx, capsule, id, port, cred)
+	if err != nil {
+		return Entry{Settings: entry.Settings}, err
+	}
+	if unknown != nil { // a capsule that was forgotten, of which there is a token
+		return Entry{}, unknown
+	}
+	entry.KeyID = by.KeyID
+	return entry, nil
+}
+
+// identify returns the caller whose credential lets into a port.
+func (p *Ports) identify(ctx context.Context, capsule nestbox.Capsule, id string, port uint16, cred PortCredential) (Caller, error) {
 	var first error
 	for _, key := range cred.APIKeys[:min(len(cred.APIKeys), maxShown)] {
 		by, err := p.keys.Authenticate(ctx, key)
-		if err == nil {
-			_, err = p.capsules.Get(ctx, by, id)
+		if err == nil && by.TeamID != capsule.TeamID {
+			err = nestbox.Errorf(nestbox.CodeNotFound, "capsule not found")
 		}
 		if err == nil {
 			return by, nil
@@ -120,6 +155,20 @@ func (p *Ports) Authorize(ctx context.Context, id string, port uint16, cred Port
 		first = nestbox.Errorf(nestbox.CodeUnauthenticated, "this port is private: send an API key in X-API-Key, or use a signed URL")
 	}
 	return Caller{}, first
+}
+
+// Hold returns a context that ends, as CodeUnauthenticated, when what the entry rests
+// upon does: within a second of the removal of its key, or when the port is made
+// private. Release it after use.
+func (p *Ports) Hold(ctx context.Context, e Entry) (_ context.Context, release func()) {
+	if e.KeyID == "" {
+		ctx, release = p.public.hold(ctx, e.name())
+		if capsule, err := p.capsules.read(ctx, e.capsule); err == nil && !capsule.Ports[e.port].Public {
+			p.public.end(e.name(), errPortPrivate) // since Authorize
+		}
+		return ctx, release
+	}
+	return p.keys.Hold(ctx, Caller{TeamID: e.TeamID, KeyID: e.KeyID})
 }
 
 // keyIDBytes is the length of a key's id without its prefix.

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"context"
 	"encoding/base64"
 	"testing"
 	"time"
@@ -114,4 +115,43 @@ func TestDial(t *testing.T) {
 	require.NoError(t, w.Capsules.Destroy(ctx, w.me, c.ID))
 	_, err = w.Ports.Dial(ctx, c.ID, openPort)
 	requireCode(t, nestbox.CodeInvalidState, err)
+}
+
+// TestPublicPort: a port that its owner makes public needs no credential, and what goes
+// on over it ends when it is made private again.
+func TestPublicPort(t *testing.T) {
+	onBoth(t, func(t *testing.T, w *world) {
+		ctx := t.Context()
+		c, other := w.create(t), w.newTeam(t)
+		settings := nestbox.PortSettings{Public: true, HostHeader: "localhost:80"}
+		requireCode(t, nestbox.CodeNotFound, w.Ports.Set(ctx, other, c.ID, openPort, settings))
+		_, err := w.Ports.Settings(ctx, other, c.ID, openPort)
+		requireCode(t, nestbox.CodeNotFound, err)
+		requireCode(t, nestbox.CodeDenied, w.Ports.Set(ctx, w.me, c.ID, sandbox.EnvdPort, settings))
+		requireCode(t, nestbox.CodeInvalid, w.Ports.Set(ctx, w.me, c.ID, 0, settings))
+		requireCode(t, nestbox.CodeInvalid, w.Ports.Set(ctx, w.me, c.ID, openPort, nestbox.PortSettings{HostHeader: "a b"}))
+		require.NoError(t, w.Ports.Set(ctx, w.me, c.ID, openPort, settings))
+		w.restart()
+
+		entry, err := w.Ports.Authorize(ctx, c.ID, openPort, PortCredential{APIKeys: []string{"wrn_x"}})
+		require.NoError(t, err)
+		require.Equal(t, w.me.TeamID, entry.TeamID)
+		require.Empty(t, entry.KeyID)
+		require.Equal(t, settings, entry.Settings)
+		_, err = w.Ports.Authorize(ctx, c.ID, openPort+1, PortCredential{})
+		requireCode(t, nestbox.CodeUnauthenticated, err)
+
+		held, release := w.Ports.Hold(ctx, entry)
+		defer release()
+		require.NoError(t, held.Err())
+		require.NoError(t, w.Ports.Set(ctx, w.me, c.ID, openPort, nestbox.PortSettings{Public: true}), "it still is")
+		require.NoError(t, held.Err())
+		require.NoError(t, w.Ports.Set(ctx, w.me, c.ID, openPort, nestbox.PortSettings{}))
+		requireCode(t, nestbox.CodeUnauthenticated, context.Cause(held))
+		late, release := w.Ports.Hold(ctx, entry) // authorized before, and going on after
+		defer release()
+		requireCode(t, nestbox.CodeUnauthenticated, context.Cause(late))
+		_, err = w.Ports.Authorize(ctx, c.ID, openPort, PortCredential{})
+		requireCode(t, nestbox.CodeUnauthenticated, err)
+	})
 }

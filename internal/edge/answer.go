@@ -15,12 +15,16 @@ func confine(res *http.Response) error {
 	keepValues(res.Header, "Set-Cookie", func(line string) (string, bool) { return ownCookie(line, p.prefix) })
 	res.Header.Del("Clear-Site-Data") // it clears cookies of the whole domain
 	res.Header.Del(errorHeader)
+	if len(p.settings.CORSOrigins) > 0 { // its owner has said so; ours are there already
+		res.Header.Del("Access-Control-Allow-Origin")
+		res.Header.Del("Access-Control-Allow-Credentials")
+	}
+	keepValues(res.Header, "Location", func(to string) (string, bool) { return p.locate(to), true })
 	if p.prefix != "" {
 		// All ports that are reached by a path have the API's origin: a page of one
 		// could ask others for whatever the browser may. So it gets an origin that is
 		// nobody's.
 		res.Header.Add("Content-Security-Policy", "sandbox allow-downloads allow-forms allow-modals allow-popups allow-scripts")
-		keepValues(res.Header, "Location", func(to string) (string, bool) { return belowPrefix(to, p), true })
 	}
 	return nil
 }
@@ -52,15 +56,28 @@ func ownCookie(line, prefix string) (string, bool) {
 	return strings.Join(kept, ";"), true
 }
 
-// belowPrefix returns where a redirect leads to if the program's root is below a
-// prefix, which it may know of.
-func belowPrefix(to string, p passage) string {
+// locate returns where a redirect leads to outside. What the program calls its own host
+// is the one that the client asked, and its root may be below a prefix, which it may know
+// of.
+func (p passage) locate(to string) string {
 	u, err := url.Parse(to)
-	if err != nil || u.Host != "" && !strings.EqualFold(u.Host, p.visit.host) || !strings.HasPrefix(u.Path, "/") {
+	if err != nil || !strings.HasPrefix(u.Path, "/") && u.Host == "" {
 		return to
 	}
+	pretended := p.settings.HostHeader != "" && strings.EqualFold(u.Host, p.settings.HostHeader)
+	own := pretended || u.Host == "" || strings.EqualFold(u.Host, p.visit.host)
+	switch {
+	case !own, p.prefix == "" && !pretended:
+		return to
+	case p.prefix == "":
+		u.Scheme, u.Host = p.visit.scheme, p.visit.host
+		return u.String()
+	}
 	u.Scheme, u.Host = "", "" // as the client addresses us, whatever the program thinks
-	if rest := u.EscapedPath(); rest != p.prefix && !strings.HasPrefix(rest, p.prefix+"/") {
+	if !strings.HasPrefix(u.Path, "/") {
+		u.Path = "/"
+	}
+	if path := u.EscapedPath(); path != p.prefix && !strings.HasPrefix(path, p.prefix+"/") {
 		return p.prefix + u.String()
 	}
 	return u.String()

@@ -14,7 +14,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httputil"
-	"net/url"
 	"strings"
 	"sync"
 	"time"
@@ -26,22 +25,18 @@ import (
 
 // Ports is what the edge asks of the control plane: *control.Ports.
 type Ports interface {
-	Authorize(ctx context.Context, capsule string, port uint16, cred control.PortCredential) (control.Caller, error)
+	Authorize(ctx context.Context, capsule string, port uint16, cred control.PortCredential) (control.Entry, error)
+	Hold(ctx context.Context, by control.Entry) (_ context.Context, release func())
 	Dial(ctx context.Context, capsule string, port uint16) (net.Conn, error)
 	Check(ctx context.Context, capsule string) error
-}
-
-// Keys ends what a removed key let through: *control.Keys.
-type Keys interface {
-	Hold(ctx context.Context, by control.Caller) (_ context.Context, release func())
 }
 
 // Config is what an Edge is made of.
 type Config struct {
 	Outside Outside
 	Ports   Ports
-	Keys    Keys         // nil = what a removed key let through is not ended
 	API     http.Handler // everything else
+	Origins []string     // whose pages may use the API; those of ports are their owners'
 	Log     *slog.Logger
 	// Life ends all requests when the server is to end; nil = nothing does.
 	Life context.Context //nolint:containedctx // of the server
@@ -49,39 +44,24 @@ type Config struct {
 
 // Edge is an http.Handler.
 type Edge struct {
-	cfg       Config
-	transport *http.Transport
-	proxy     *httputil.ReverseProxy
-	linger    time.Duration
+	cfg    Config
+	inside *inside
+	proxy  *httputil.ReverseProxy
+	linger time.Duration
 }
-
-// How connections into capsules are kept.
-const (
-	idlePerTarget = 8
-	idleAtAll     = 512
-	idleFor       = time.Second // a server that is to end may wait for them
-	maxHeader     = 64 << 10    // bytes of a program's answer before its body
-)
 
 // New returns an Edge, whose idle connections DropIdle closes in the end.
 func New(cfg Config) *Edge {
 	e := &Edge{cfg: cfg, linger: lingerFor}
-	e.transport = &http.Transport{
-		DialContext:         e.dial,
-		DisableCompression:  true, // bodies pass as they are
-		MaxIdleConns:        idleAtAll,
-		MaxIdleConnsPerHost: idlePerTarget,
-		IdleConnTimeout:     idleFor,
-		ReadBufferSize:      4 << 10,
-		WriteBufferSize:     4 << 10,
-
-		MaxResponseHeaderBytes: maxHeader,
+	if len(cfg.Origins) > 0 {
+		e.cfg.API = corsFor(cfg.Origins, apiHeaders, false).Handler(cfg.API)
 	}
+	e.inside = newInside(cfg.Ports)
 	e.proxy = &httputil.ReverseProxy{
 		Rewrite:        rewrite,
 		ModifyResponse: confine,
 		BufferPool:     newBuffers(),
-		Transport:      e.transport,
+		Transport:      e.inside,
 		FlushInterval:  -1, // a stream is passed on as it comes
 		ErrorHandler:   e.failed,
 		ErrorLog:       slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug),
@@ -91,20 +71,13 @@ func New(cfg Config) *Edge {
 
 // DropIdle closes idle connections into capsules: in the end, and so that no program
 // waits for them that was just told to end.
-func (e *Edge) DropIdle() { e.transport.CloseIdleConnections() }
-
-func (e *Edge) dial(ctx context.Context, _, addr string) (net.Conn, error) {
-	t, err := parseAddr(addr)
-	if err != nil {
-		return nil, err
-	}
-	return e.cfg.Ports.Dial(ctx, t.capsule, t.port)
-}
+func (e *Edge) DropIdle() { e.inside.CloseIdleConnections() }
 
 // passage is a request on its way into a capsule.
 type passage struct {
 	route
-	visit visit
+	visit    visit
+	settings nestbox.PortSettings
 }
 
 type passageKey struct{}
@@ -130,19 +103,26 @@ func (e *Edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case way.short:
 		toDirectory(w, r)
 	default:
-		e.enter(w, r, passage{way, v})
+		e.enter(w, r, passage{route: way, visit: v})
 	}
 }
 
 // enter passes a request on into its capsule, if it may go there.
 func (e *Edge) enter(w http.ResponseWriter, r *http.Request, p passage) {
 	cred, inQuery := credential(r, p)
-	by, err := e.cfg.Ports.Authorize(r.Context(), p.capsule, p.port, cred)
+	entry, err := e.cfg.Ports.Authorize(r.Context(), p.capsule, p.port, cred)
+	if origins := entry.Settings.CORSOrigins; len(origins) > 0 {
+		corsFor(origins, nil, true).HandlerFunc(w, r)
+		if isPreflight(r) { // which has no credential, and is answered
+			return
+		}
+	}
 	if err != nil {
 		e.refuse(w, r, err)
 		return
 	}
-	release, err := door.Admit(r.Context(), by.TeamID, false)
+	p.settings = entry.Settings
+	release, err := door.Admit(r.Context(), admittedAs(entry), false)
 	if err != nil {
 		e.refuse(w, r, err)
 		return
@@ -154,15 +134,21 @@ func (e *Edge) enter(w http.ResponseWriter, r *http.Request, p passage) {
 	}
 	ctx, leave := e.outlive(r)
 	defer leave()
-	if e.cfg.Keys != nil {
-		var done func()
-		ctx, done = e.cfg.Keys.Hold(ctx, by)
-		defer done()
-	}
+	ctx, done := e.cfg.Ports.Hold(ctx, entry)
+	defer done()
 	// A program may answer while the request's body is still coming. Where this
 	// cannot be (HTTP/2 always can) the proxy works without.
 	_ = http.NewResponseController(w).EnableFullDuplex()
 	e.proxy.ServeHTTP(w, r.WithContext(context.WithValue(ctx, passageKey{}, p)))
+}
+
+// admittedAs is the name under which a request is counted: what strangers do on public
+// ports does not keep their owner out.
+func admittedAs(e control.Entry) string {
+	if e.KeyID == "" {
+		return "public ports of " + e.TeamID
+	}
+	return e.TeamID
 }
 
 // lingerFor is how long an answer may be awaited after its client has closed its
@@ -205,23 +191,6 @@ func (b *buffers) Get() []byte { return b.pool.Get().([]byte) }
 
 // Put implements httputil.BufferPool.
 func (b *buffers) Put(buf []byte) { b.pool.Put(buf) } //nolint:staticcheck // a slice header each is little
-
-// rewrite makes the request that goes into the capsule: everything but our
-// credentials, and where it came from.
-func rewrite(pr *httputil.ProxyRequest) {
-	p := passageOf(pr.In.Context())
-	path, rawPath := p.below(pr.In.URL)
-	pr.Out.URL = &url.URL{
-		Scheme: "http", Host: p.addr(), Path: path, RawPath: rawPath,
-		RawQuery: pr.In.URL.RawQuery, ForceQuery: pr.In.URL.ForceQuery,
-	}
-	pr.Out.Host = p.visit.host // development servers compare it
-	p.visit.tell(pr.Out.Header)
-	if p.prefix != "" {
-		pr.Out.Header.Set("X-Forwarded-Prefix", p.prefix)
-	}
-	strip(pr.Out)
-}
 
 // statusOf maps the codes that the control plane answers for ports.
 var statusOf = map[nestbox.Code]int{

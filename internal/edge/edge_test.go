@@ -39,16 +39,21 @@ type scriptedPorts struct {
 	authErr  error
 	dialErr  error
 	checkErr error
+	settings nestbox.PortSettings
 }
 
-func (p *scriptedPorts) Authorize(_ context.Context, _ string, _ uint16, cred control.PortCredential) (control.Caller, error) {
+func (p *scriptedPorts) Hold(ctx context.Context, _ control.Entry) (context.Context, func()) {
+	return ctx, func() {}
+}
+
+func (p *scriptedPorts) Authorize(_ context.Context, _ string, _ uint16, cred control.PortCredential) (control.Entry, error) {
 	if p.authErr != nil {
-		return control.Caller{}, p.authErr
+		return control.Entry{}, p.authErr
 	}
-	if slices.Contains(cred.APIKeys, goodKey) || slices.Contains(cred.Tokens, goodToken) {
-		return control.Caller{}, nil
+	if p.settings.Public || slices.Contains(cred.APIKeys, goodKey) || slices.Contains(cred.Tokens, goodToken) {
+		return control.Entry{Settings: p.settings}, nil
 	}
-	return control.Caller{}, nestbox.Errorf(nestbox.CodeUnauthenticated, "no valid credential")
+	return control.Entry{Settings: p.settings}, nestbox.Errorf(nestbox.CodeUnauthenticated, "no valid credential")
 }
 
 func (p *scriptedPorts) Dial(ctx context.Context, _ string, _ uint16) (net.Conn, error) {
@@ -100,7 +105,7 @@ func newRig(t *testing.T, program http.Handler, with ...func(*Outside)) *rig {
 	api := http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		fmt.Fprint(w, "the API: ", outside.PortURL(req.Context(), testCapsule, 3000, "t/"))
 	})
-	e := New(Config{Outside: outside, Ports: ports, API: api, Log: slog.New(slog.NewTextHandler(log, nil))})
+	e := New(Config{Outside: outside, Origins: []string{"https://app.example"}, Ports: ports, API: api, Log: slog.New(slog.NewTextHandler(log, nil))})
 	t.Cleanup(e.DropIdle)
 	front := httptest.NewServer(e)
 	t.Cleanup(front.Close)

@@ -15,7 +15,7 @@ import (
 )
 
 const capsuleColumns = `id, team_id, host_id, template, state, reason, vcpus, memory_mb, disk_mb, pids_max,
-	timeout_sec, metadata, created_at, started_at, last_active_at, updated_at, network`
+	timeout_sec, metadata, created_at, started_at, last_active_at, updated_at, network, ports`
 
 // CreateCapsule adds a capsule that is to start on a host. The host is added
 // too, if it is new. CodeConflict: the id is taken. CodeNotFound: the team does
@@ -33,10 +33,10 @@ func (s *Store) CreateCapsule(ctx context.Context, c nestbox.Capsule, host nestb
 		if err := saveHost(ctx, tx, host); err != nil {
 			return err
 		}
-		_, err := tx.exec(ctx, `INSERT INTO capsules (`+capsuleColumns+`) VALUES (`+marks(17)+`)`,
+		_, err := tx.exec(ctx, `INSERT INTO capsules (`+capsuleColumns+`) VALUES (`+marks(18)+`)`,
 			c.ID, c.TeamID, host.ID, c.Template, nestbox.StateStarting, clean(c.Reason),
 			c.Resources.VCPUs, c.Resources.MemoryMB, c.Resources.DiskMB, c.Resources.PidsMax,
-			c.TimeoutSec, string(metadata), micros(c.CreatedAt), 0, micros(c.CreatedAt), micros(c.CreatedAt), string(network))
+			c.TimeoutSec, string(metadata), micros(c.CreatedAt), 0, micros(c.CreatedAt), micros(c.CreatedAt), string(network), "{}")
 		return err
 	})
 }
@@ -101,6 +101,9 @@ func (s *Store) CapsulesOfTeam(ctx context.Context, teamID string, p Page) (_ []
 			}
 			for _, rule := range slices.Concat(c.NetworkPolicy().Allow, c.NetworkPolicy().Deny) {
 				bytes += len(rule)
+			}
+			for _, settings := range c.Ports {
+				bytes += len(settings.HostHeader) + len(strings.Join(settings.CORSOrigins, ""))
 			}
 			page = append(page, c)
 		}
@@ -242,11 +245,11 @@ func oldQuery(before time.Time, limit int) (query string, args []any) {
 }
 
 func scanCapsule(r row) (c nestbox.Capsule, err error) {
-	var metadata, network string
+	var metadata, network, ports string
 	var created, started, active, updated int64
 	err = r.Scan(&c.ID, &c.TeamID, &c.HostID, &c.Template, &c.State, &c.Reason,
 		&c.Resources.VCPUs, &c.Resources.MemoryMB, &c.Resources.DiskMB, &c.Resources.PidsMax,
-		&c.TimeoutSec, &metadata, &created, &started, &active, &updated, &network)
+		&c.TimeoutSec, &metadata, &created, &started, &active, &updated, &network, &ports)
 	if err != nil {
 		return nestbox.Capsule{}, err
 	}
@@ -257,6 +260,12 @@ func scanCapsule(r row) (c nestbox.Capsule, err error) {
 	}
 	if err := json.Unmarshal([]byte(network), &c.Network); err != nil {
 		return nestbox.Capsule{}, fmt.Errorf("network of capsule %s: %w", c.ID, err)
+	}
+	if ports == "{}" { // as of most
+		return c, nil
+	}
+	if err := json.Unmarshal([]byte(ports), &c.Ports); err != nil {
+		return nestbox.Capsule{}, fmt.Errorf("ports of capsule %s: %w", c.ID, err)
 	}
 	return c, nil
 }

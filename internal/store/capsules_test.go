@@ -11,6 +11,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/nestbox/nestbox"
@@ -326,5 +327,45 @@ func TestPruneCapsules(t *testing.T) {
 			require.Equal(t, !state.Live(), gone(c.ID), state)
 		}
 		require.False(t, gone(young.ID))
+	})
+}
+
+// TestPortSettings: what is set at the same time of several ports is all kept, and what
+// a capsule's end makes pointless is refused.
+func TestPortSettings(t *testing.T) {
+	forEachStore(t, func(t *testing.T, s *store.Store) {
+		ctx := t.Context()
+		team := addTeam(t, s).ID
+		c := addIn(t, s, team, nestbox.StateRunning, epoch)
+		settings := fieldtest.Fill[nestbox.PortSettings](t)
+		var wg sync.WaitGroup
+		for port := range uint16(8) {
+			wg.Go(func() { assert.NoError(t, s.SetPort(ctx, c.ID, port+1, settings)) })
+		}
+		wg.Wait()
+		back, err := s.Capsule(ctx, c.ID)
+		require.NoError(t, err)
+		require.Len(t, back.Ports, 8)
+		require.Equal(t, settings, back.Ports[8])
+
+		require.NoError(t, s.SetPort(ctx, c.ID, 8, nestbox.PortSettings{}))
+		back, err = s.Capsule(ctx, c.ID)
+		require.NoError(t, err)
+		require.Len(t, back.Ports, 7)
+		for port := range uint16(nestbox.MaxPortSettings - 7) {
+			require.NoError(t, s.SetPort(ctx, c.ID, 100+port, settings))
+		}
+		require.Equal(t, nestbox.CodeExhausted, nestbox.CodeOf(s.SetPort(ctx, c.ID, 99, settings)))
+		require.NoError(t, s.SetPort(ctx, c.ID, 100, settings), "one that is there already")
+
+		require.Equal(t, nestbox.CodeNotFound, nestbox.CodeOf(s.SetPort(ctx, nestbox.NewID(nestbox.PrefixCapsule), 1, settings)))
+		for _, state := range states {
+			err := s.SetPort(ctx, addIn(t, s, team, state, epoch).ID, 1, settings)
+			if state.Live() && state != nestbox.StateStopping {
+				require.NoError(t, err, state)
+			} else {
+				require.Equal(t, nestbox.CodeInvalidState, nestbox.CodeOf(err), state)
+			}
+		}
 	})
 }

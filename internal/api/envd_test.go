@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"encoding/base64"
 	"fmt"
 	"net/http"
@@ -15,6 +16,7 @@ import (
 	"github.com/coder/websocket"
 	"github.com/stretchr/testify/require"
 
+	"github.com/nestbox/nestbox"
 	"github.com/nestbox/nestbox/internal/guest"
 	"github.com/nestbox/nestbox/internal/guest/envd"
 )
@@ -25,6 +27,15 @@ func newRealRig(t *testing.T, adjust ...func(*Config)) *rig {
 	e, err := envd.New(envd.Config{})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, e.Close()) })
+	t.Cleanup(func() { // they would outlive the test
+		ctx := context.WithoutCancel(t.Context())
+		list, err := e.Processes().List(ctx, false)
+		require.NoError(t, err)
+		for _, p := range list {
+			_, err := e.Processes().Kill(ctx, nestbox.Selector{ID: p.ID}, guest.Kill{Signal: syscall.SIGKILL})
+			require.NoError(t, err)
+		}
+	})
 	return newRigOver(t, func() guest.Guest { return e }, adjust...)
 }
 

@@ -22,10 +22,11 @@ const probeIn = 20 * time.Second
 // be is found out now and not by the first caller. A full disk is no reason not
 // to start.
 func probe(ctx context.Context, driver sandbox.Driver, images hostagent.Images, log *slog.Logger) error {
-	root, err := images.Resolve(nestbox.TemplateMinimal)
+	root, err := images.Acquire(nestbox.TemplateMinimal)
 	if err != nil {
 		return err
 	}
+	defer images.Release(root.Image)
 	spec := sandbox.Spec{
 		ID: nestbox.NewID(nestbox.PrefixCapsule), Root: root,
 		Resources: nestbox.Resources{VCPUs: 1, MemoryMB: nestbox.MinMemoryMB, DiskMB: nestbox.MinDiskMB, PidsMax: nestbox.MinPids},

@@ -147,7 +147,7 @@ func openSandboxes(dir string, cfg config.Up, out gvisor.Egress, log *slog.Logge
 	if err != nil {
 		return nil, nil, err
 	}
-	images, err := image.NewStore(filepath.Join(dir, "images"), ca)
+	images, err := image.NewStore(image.Config{Dir: filepath.Join(dir, "images"), CA: ca, Log: log})
 	if err != nil {
 		return nil, nil, fmt.Errorf("prepare the templates: %w", err)
 	}

@@ -22,14 +22,15 @@ func (m *Manager) Create(ctx context.Context, id string, spec nestbox.CapsuleSpe
 	if err := spec.Validate(); err != nil {
 		return Status{}, err
 	}
-	root, err := m.cfg.Images.Resolve(spec.Template)
+	root, err := m.cfg.Images.Acquire(spec.Template)
 	if err != nil {
 		return Status{}, err
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	c, err := m.claimNew(id, spec, cancel)
+	c, err := m.claimNew(id, spec, root.Image, cancel)
 	if err != nil {
+		m.cfg.Images.Release(root.Image)
 		return Status{}, err
 	}
 	b, err := m.start(ctx, c.rec, root)
@@ -51,10 +52,10 @@ func (m *Manager) Create(ctx context.Context, id string, spec nestbox.CapsuleSpe
 }
 
 // claimNew enters a new capsule, owned by the caller.
-func (m *Manager) claimNew(id string, spec nestbox.CapsuleSpec, cancel context.CancelFunc) (*entry, error) {
+func (m *Manager) claimNew(id string, spec nestbox.CapsuleSpec, img string, cancel context.CancelFunc) (*entry, error) {
 	c := &entry{
 		rec: record{
-			Version: recordVersion, ID: id, Spec: spec,
+			Version: recordVersion, ID: id, Spec: spec, Image: img,
 			Token: nestbox.RandomHex(32), State: StateStarting, CreatedAt: time.Now().UTC(),
 		},
 		busy:   make(chan struct{}),
@@ -206,6 +207,7 @@ func (m *Manager) forget(ctx context.Context, c *entry) error {
 	defer m.mu.Unlock()
 	if err == nil {
 		delete(m.capsules, id)
+		m.cfg.Images.Release(c.rec.Image)
 	} else {
 		m.cfg.Log.Error("removing a capsule", keyCapsule, id, keyError, err)
 		c.rec.State, c.rec.Reason, c.cancel = StateDead, "could not be removed whole", nil

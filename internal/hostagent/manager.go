@@ -33,9 +33,13 @@ type Config struct {
 	ReadyIn time.Duration // how long a new capsule's envd may take to answer; 0 = 30 s
 }
 
-// Images finds the root file systems of templates: *image.Store.
+// Images are what capsules start from: *image.Store. A capsule uses one from Acquire to
+// Release, over restarts too.
 type Images interface {
-	Resolve(name string) (image.Root, error) // CodeNotFound
+	Acquire(template string) (image.Root, error) // CodeNotFound
+	Use(image string)
+	Release(image string)
+	Sweep()
 	Names() []string
 }
 
@@ -143,12 +147,14 @@ func (m *Manager) recover(ctx context.Context) error {
 			m.cfg.Log.Error("a file among the records of capsules is none of ours", "file", id, keyError, err)
 			continue
 		}
+		m.cfg.Images.Use("") // which it uses is in the record
 		m.setAside(record{ID: id}, "its record cannot be read", err)
 	}
 	var group errgroup.Group
 	group.SetLimit(recoverAtOnce)
 	for _, rec := range recs {
 		known[rec.ID] = true
+		m.cfg.Images.Use(rec.Image)
 		group.Go(func() error { m.recoverOne(ctx, rec); return nil })
 	}
 	_ = group.Wait()
@@ -162,6 +168,7 @@ func (m *Manager) recover(ctx context.Context) error {
 			m.removeLater(record{ID: id})
 		}
 	}
+	m.cfg.Images.Sweep()
 	return nil
 }
 

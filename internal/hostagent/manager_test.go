@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -27,16 +28,40 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// noImages is a template that the fake driver does not look into.
-type noImages struct{}
+// countedImages has one image, that the fake driver does not look into.
+type countedImages struct {
+	mu   sync.Mutex
+	uses map[string]int
+}
 
-func (noImages) Names() []string { return []string{nestbox.TemplateMinimal} }
+func (i *countedImages) Names() []string { return []string{nestbox.TemplateMinimal} }
 
-func (noImages) Resolve(name string) (image.Root, error) {
+func (i *countedImages) Acquire(name string) (image.Root, error) {
 	if name != nestbox.TemplateMinimal {
 		return image.Root{}, nestbox.Errorf(nestbox.CodeNotFound, "template not found")
 	}
-	return image.Root{Dir: "/"}, nil
+	i.Use("one")
+	return image.Root{Image: "one", Dir: "/"}, nil
+}
+
+func (i *countedImages) Use(image string)     { i.count(image, 1) }
+func (i *countedImages) Release(image string) { i.count(image, -1) }
+func (i *countedImages) Sweep()               { i.count("swept", 1) }
+
+func (i *countedImages) count(image string, n int) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.uses == nil {
+		i.uses = map[string]int{}
+	}
+	i.uses[image] += n
+}
+
+// of returns how many uses of an image are counted.
+func (i *countedImages) of(image string) int {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.uses[image]
 }
 
 // machine is what survives a host agent: directories and sandboxes.
@@ -44,6 +69,7 @@ type machine struct {
 	t      *testing.T
 	dir    string
 	driver *fake.Driver
+	images *countedImages // of the Manager that was opened last
 }
 
 func newMachine(t *testing.T) *machine {
@@ -66,8 +92,9 @@ func newMachine(t *testing.T) *machine {
 // open starts a host agent.
 func (m *machine) open() *hostagent.Manager {
 	m.t.Helper()
+	m.images = new(countedImages)
 	host, err := hostagent.Open(m.t.Context(), hostagent.Config{
-		Dir: m.dir, Driver: m.driver, Images: noImages{},
+		Dir: m.dir, Driver: m.driver, Images: m.images,
 		Log: slog.New(slog.NewTextHandler(m.t.Output(), nil)),
 	})
 	require.NoError(m.t, err)
@@ -297,6 +324,30 @@ func TestGarbageRecord(t *testing.T) {
 			m.requireEmpty(host)
 		})
 	}
+}
+
+// TestImageInUse: the image of a capsule is in use from its start to its end, over
+// restarts too, and that of one that did not start is not.
+func TestImageInUse(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	host := m.open()
+	id := newID()
+	_, err := host.Create(t.Context(), id, spec())
+	require.NoError(t, err)
+	m.driver.FailNextCreate(nestbox.Errorf(nestbox.CodeExhausted, "no room"))
+	_, err = host.Create(t.Context(), newID(), spec())
+	require.Error(t, err)
+	_, err = host.Create(t.Context(), id, spec())
+	require.Equal(t, nestbox.CodeConflict, nestbox.CodeOf(err))
+	require.Equal(t, 1, m.images.of("one"))
+	require.NoError(t, host.Close())
+	host = m.open()
+	require.Equal(t, 1, m.images.of("one"))
+	require.Equal(t, 1, m.images.of("swept"))
+	require.NoError(t, host.Destroy(t.Context(), id))
+	require.Zero(t, m.images.of("one"))
+	require.NoError(t, host.Close())
 }
 
 // TestFailedCreateLeavesNothing lets the driver fail, and envd never answer.

@@ -19,6 +19,7 @@ type record struct {
 	Version   int                 `json:"version"` // recordVersion
 	ID        string              `json:"id"`
 	Spec      nestbox.CapsuleSpec `json:"spec"`
+	Image     string              `json:"image"` // that it was started from; "" = from before this was kept
 	Token     string              `json:"token"` // of its envd
 	State     State               `json:"state"`
 	Reason    string              `json:"reason,omitempty"`

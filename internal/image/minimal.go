@@ -19,9 +19,9 @@ import (
 )
 
 // The template shows the host's programs (/usr, read-only) under an /etc, a
-// /root and a /home/user of its own. Nothing else of the host is in it: what is
-// copied from its /etc is named one by one below and holds no secrets. What a
-// site adds to its machine, /usr/local and /usr/src, is masked.
+// /root and a /home/user of its own. Nothing else of the host is in it but what its
+// packages have brought (packages.go), and what is named one by one below and holds no
+// secrets. What a site adds to its machine, /usr/local and /usr/src, is masked.
 
 const userID = 1000 // of "user", also its group
 
@@ -71,17 +71,17 @@ const scratch = "/run"
 
 // buildMinimal makes the template from the programs of the machine whose root
 // is host, in a sub-directory of store that is named by the content. The same
-// content is built once. A version that is there is never changed or removed,
-// since capsules run on it, but for one that is not what its name says, which a
-// power cut may have left.
-func buildMinimal(store, host string, ca []byte) (Root, error) {
+// content is built once. A version that is there is never changed, since capsules run
+// on it, but for one that is not what its name says, which a power cut may have left.
+// left are the files of /etc that it could have had, and are not as they were shipped.
+func buildMinimal(store, host string, ca []byte) (_ Root, left []string, err error) {
 	b, hash, err := buildIn(scratch, host, ca)
 	if b != nil {
 		defer os.RemoveAll(b.dir)
 	}
 	if err == nil {
 		if final := version(store, hash); b.is(final, hash) {
-			return b.root(final), nil
+			return b.root(final), b.changed, nil
 		}
 	}
 	b, hash, err = buildIn(store, host, ca)
@@ -89,15 +89,15 @@ func buildMinimal(store, host string, ca []byte) (Root, error) {
 		defer os.RemoveAll(b.dir) // no longer there if all went well
 	}
 	if err != nil {
-		return Root{}, err
+		return Root{}, nil, err
 	}
 	final := version(store, hash)
 	if !b.is(final, hash) {
 		if err := b.keep(store, final); err != nil {
-			return Root{}, err
+			return Root{}, nil, err
 		}
 	}
-	return b.root(final), nil
+	return b.root(final), b.changed, nil
 }
 
 func version(store, hash string) string {
@@ -151,13 +151,14 @@ type builder struct {
 	host, dir string
 	ca        []byte   // certificates to trust besides
 	binds     []string // of the host, absolute
+	changed   []string // what the operator has changed, and is left out
 }
 
 func (b *builder) build() error {
 	if err := os.Chmod(b.dir, 0o755); err != nil {
 		return err
 	}
-	for _, step := range []func() error{b.makeDirs, b.linkPrograms, b.makeMasks, b.copyEtc, b.writeEtc, b.addCertificates, b.makeHomes} {
+	for _, step := range []func() error{b.makeDirs, b.linkPrograms, b.makeMasks, b.copyEtc, b.writeEtc, b.copyPackages, b.linkPython, b.addCertificates, b.makeHomes} {
 		if err := step(); err != nil {
 			return err
 		}
@@ -264,7 +265,7 @@ func (b *builder) makeHomes() error {
 
 // root describes the finished template in dir.
 func (b *builder) root(dir string) Root {
-	r := Root{Dir: filepath.Join(dir, "root")}
+	r := Root{Image: filepath.Base(dir), Dir: filepath.Join(dir, "root")}
 	for _, path := range b.binds {
 		r.Binds = append(r.Binds, Bind{Source: filepath.Join(b.host, path), Target: path})
 	}

@@ -39,7 +39,7 @@ func newManager(t *testing.T) *hostagent.Manager {
 	t.Helper()
 	dir := tempDir(t)
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
-	images, err := image.NewStore(filepath.Join(dir, "images"), nil)
+	images, err := image.NewStore(image.Config{Dir: filepath.Join(dir, "images"), Log: log})
 	require.NoError(t, err)
 	driver, err := gvisor.New(gvisor.Config{
 		StateDir: filepath.Join(dir, "sandboxes"),

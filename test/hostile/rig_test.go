@@ -133,7 +133,10 @@ type images struct{}
 
 func (images) Names() []string { return []string{nestbox.TemplateMinimal} }
 
-func (images) Resolve(string) (image.Root, error) { return image.Root{Dir: "/"}, nil }
+func (images) Acquire(string) (image.Root, error) { return image.Root{Dir: "/"}, nil }
+func (images) Use(string)                         {}
+func (images) Release(string)                     {}
+func (images) Sweep()                             {}
 
 // driver makes boxes.
 type driver struct {

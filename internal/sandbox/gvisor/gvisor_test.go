@@ -66,11 +66,11 @@ func images() string {
 }
 
 var minimal = sync.OnceValues(func() (image.Root, error) {
-	store, err := image.NewStore(images(), nil)
+	store, err := image.NewStore(image.Config{Dir: images()})
 	if err != nil {
 		return image.Root{}, err
 	}
-	return store.Resolve(nestbox.TemplateMinimal)
+	return store.Acquire(nestbox.TemplateMinimal)
 })
 
 func minimalRoot(t *testing.T) image.Root {

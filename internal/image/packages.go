@@ -19,9 +19,9 @@ import (
 // byte: a file that the operator has changed may hold anything, and is left out, and so
 // is what not everybody may read. Of /var it is empty directories.
 
-// withheld are places below /etc of which nothing is copied: what is in them decides who
-// gets in, and the template has its own.
-var withheld = []string{"etc/pam.d", "etc/ssh", "etc/ssl/private", "etc/sudoers", "etc/sudoers.d", "etc/security", "etc/crontab", "etc/shadow"}
+// withheld are places of which nothing is copied: what is in them decides who gets in, or
+// is of the host's packages, and the template has its own.
+var withheld = []string{"etc/pam.d", "etc/ssh", "etc/ssl/private", "etc/sudoers", "etc/sudoers.d", "etc/security", "etc/crontab", "etc/shadow", dpkgDir}
 
 // maxShipped bounds what is copied of one file, in bytes.
 const maxShipped = 4 << 20
@@ -38,7 +38,7 @@ func (b *builder) copyPackages() error {
 		if err != nil { // of a package, but removed
 			continue
 		}
-		if !b.free(path) {
+		if isWithheld(path) || !b.free(path) {
 			continue
 		}
 		if strings.HasPrefix(path, "etc/") {
@@ -51,6 +51,10 @@ func (b *builder) copyPackages() error {
 		}
 	}
 	return b.addAccounts(accounts)
+}
+
+func isWithheld(path string) bool {
+	return slices.ContainsFunc(withheld, func(dir string) bool { return path == dir || strings.HasPrefix(path, dir+"/") })
 }
 
 // free reports whether nothing is at a path yet, and no link on the way there: it could
@@ -67,9 +71,6 @@ func (b *builder) free(path string) bool {
 
 // copyShipped copies a path below /etc, if it is as its package has it.
 func (b *builder) copyShipped(path string, info fs.FileInfo, sum string) error {
-	if slices.ContainsFunc(withheld, func(dir string) bool { return path == dir || strings.HasPrefix(path, dir+"/") }) {
-		return nil
-	}
 	from, to := filepath.Join(b.host, path), b.base(path)
 	if info.Mode().IsRegular() {
 		if info.Mode().Perm()&0o004 == 0 || info.Size() > maxShipped || sum == "" {

@@ -11,8 +11,8 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/nestbox/nestbox"
 	"github.com/nestbox/nestbox/internal/fieldtest"
@@ -338,11 +338,11 @@ func TestPortSettings(t *testing.T) {
 		team := addTeam(t, s).ID
 		c := addIn(t, s, team, nestbox.StateRunning, epoch)
 		settings := fieldtest.Fill[nestbox.PortSettings](t)
-		var wg sync.WaitGroup
+		var all errgroup.Group
 		for port := range uint16(8) {
-			wg.Go(func() { assert.NoError(t, s.SetPort(ctx, c.ID, port+1, settings)) })
+			all.Go(func() error { return s.SetPort(ctx, c.ID, port+1, settings) })
 		}
-		wg.Wait()
+		require.NoError(t, all.Wait())
 		back, err := s.Capsule(ctx, c.ID)
 		require.NoError(t, err)
 		require.Len(t, back.Ports, 8)

@@ -84,8 +84,8 @@ func (f *front) serve(ctx context.Context, ctl *control.Control, listener net.Li
 	requests, hangUp := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer hangUp(nil)
 	inside := edge.New(edge.Config{Outside: f.outside, Ports: ctl.Ports, API: apiHandler, Origins: f.cfg.CORSOrigins, Log: f.log, Life: requests})
-	defer inside.DropIdle()
-	ctl.Ports.OnEnding(inside.DropIdle)
+	defer inside.LetGo()
+	ctl.Ports.OnEnding(inside.LetGo)
 
 	entrance := door.New(door.Config{
 		MaxConns: f.cfg.MaxConnections, MaxPerAddress: f.cfg.MaxConnectionsPerAddress, MaxPerTeam: f.cfg.MaxRequestsPerTeam,

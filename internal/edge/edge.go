@@ -50,7 +50,7 @@ type Edge struct {
 	linger time.Duration
 }
 
-// New returns an Edge, whose idle connections DropIdle closes in the end.
+// New returns an Edge, whose connections into capsules LetGo closes in the end.
 func New(cfg Config) *Edge {
 	e := &Edge{cfg: cfg, linger: lingerFor}
 	if len(cfg.Origins) > 0 {
@@ -69,9 +69,9 @@ func New(cfg Config) *Edge {
 	return e
 }
 
-// DropIdle closes idle connections into capsules: in the end, and so that no program
-// waits for them that was just told to end.
-func (e *Edge) DropIdle() { e.inside.CloseIdleConnections() }
+// LetGo closes connections into capsules, as soon as nothing is on them: in the end, and
+// so that no program waits for them that was just told to end.
+func (e *Edge) LetGo() { e.inside.renew() }
 
 // passage is a request on its way into a capsule.
 type passage struct {

@@ -106,7 +106,7 @@ func newRig(t *testing.T, program http.Handler, with ...func(*Outside)) *rig {
 		fmt.Fprint(w, "the API: ", outside.PortURL(req.Context(), testCapsule, 3000, "t/"))
 	})
 	e := New(Config{Outside: outside, Origins: []string{"https://app.example"}, Ports: ports, API: api, Log: slog.New(slog.NewTextHandler(log, nil))})
-	t.Cleanup(e.DropIdle)
+	t.Cleanup(e.LetGo)
 	front := httptest.NewServer(e)
 	t.Cleanup(front.Close)
 	addr := front.Listener.Addr().String()

@@ -8,6 +8,7 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/nestbox/nestbox"
@@ -24,17 +25,28 @@ const (
 
 // inside carries requests into capsules, in the protocol of the program.
 type inside struct {
-	http, https, h2c *http.Transport
+	ports Ports
+	kept  atomic.Pointer[kept]
 }
 
+// kept are connections that more than one request may use, by protocol.
+type kept struct{ http, https, h2c *http.Transport }
+
 func newInside(ports Ports) *inside {
-	dial := func(ctx context.Context, _, addr string) (net.Conn, error) {
-		t, err := parseAddr(addr)
-		if err != nil {
-			return nil, err
-		}
-		return ports.Dial(ctx, t.capsule, t.port)
+	i := &inside{ports: ports}
+	i.kept.Store(newKept(i.dial))
+	return i
+}
+
+func (i *inside) dial(ctx context.Context, _, addr string) (net.Conn, error) {
+	t, err := parseAddr(addr)
+	if err != nil {
+		return nil, err
 	}
+	return i.ports.Dial(ctx, t.capsule, t.port)
+}
+
+func newKept(dial func(ctx context.Context, network, addr string) (net.Conn, error)) *kept {
 	transport := func() *http.Transport {
 		return &http.Transport{
 			DialContext:         dial,
@@ -49,24 +61,34 @@ func newInside(ports Ports) *inside {
 			MaxResponseHeaderBytes: maxHeader,
 		}
 	}
-	i := &inside{http: transport(), https: transport(), h2c: transport()}
+	k := &kept{http: transport(), https: transport(), h2c: transport()}
 	// It is the capsule that the connection leads to, whoever the certificate names.
-	i.https.TLSClientConfig = &tls.Config{InsecureSkipVerify: true, ServerName: "localhost"} //nolint:gosec // see above
-	i.https.ForceAttemptHTTP2 = true
-	i.h2c.Protocols = new(http.Protocols)
-	i.h2c.Protocols.SetUnencryptedHTTP2(true)
-	return i
+	k.https.TLSClientConfig = &tls.Config{InsecureSkipVerify: true, ServerName: "localhost"} //nolint:gosec // see above
+	k.https.ForceAttemptHTTP2 = true
+	k.h2c.Protocols = new(http.Protocols)
+	k.h2c.Protocols.SetUnencryptedHTTP2(true)
+	return k
 }
 
 // RoundTrip implements http.RoundTripper.
 func (i *inside) RoundTrip(r *http.Request) (*http.Response, error) {
+	k := i.kept.Load()
 	switch protocol := protocolOf(r); {
 	case protocol == nestbox.PortHTTPS:
-		return i.https.RoundTrip(r)
+		return k.https.RoundTrip(r)
 	case protocol == nestbox.PortH2C && r.Header.Get("Upgrade") == "": // which is of HTTP/1.1 alone
-		return i.h2c.RoundTrip(r)
+		return k.h2c.RoundTrip(r)
 	}
-	return i.http.RoundTrip(r)
+	return k.http.RoundTrip(r)
+}
+
+// renew has no request use a connection that is there already: each is closed now, or
+// when the request that is on it ends.
+func (i *inside) renew() {
+	old := i.kept.Swap(newKept(i.dial))
+	for _, t := range []*http.Transport{old.http, old.https, old.h2c} {
+		t.CloseIdleConnections()
+	}
 }
 
 // protocolOf returns what the program speaks that a request is for.
@@ -77,13 +99,6 @@ func protocolOf(r *http.Request) nestbox.PortProtocol {
 		return nestbox.PortH2C // there is no gRPC over anything less
 	}
 	return set
-}
-
-// CloseIdleConnections closes connections into capsules that nobody uses.
-func (i *inside) CloseIdleConnections() {
-	for _, t := range []*http.Transport{i.http, i.https, i.h2c} {
-		t.CloseIdleConnections()
-	}
 }
 
 // rewrite makes the request that goes into the capsule: everything but our

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+
 	"testing"
 	"time"
 
@@ -86,10 +87,42 @@ func TestIdleConnectionsAreDropped(t *testing.T) {
 		res, _ := r.do(t, http.MethodGet, "/", nil, "X-API-Key", goodKey)
 		require.Equal(t, http.StatusOK, res.StatusCode)
 		require.Positive(t, r.idle())
-		r.edge.DropIdle()
+		r.edge.LetGo()
 		require.Eventually(t, func() bool { return r.idle() == 0 }, time.Minute, time.Millisecond)
 	}
 	res, _ := r.do(t, http.MethodGet, "/", nil, "X-API-Key", goodKey)
 	require.Equal(t, http.StatusOK, res.StatusCode)
 	require.Eventually(t, func() bool { return r.idle() == 0 }, time.Minute, time.Millisecond, "after a moment also by itself")
+}
+
+// TestBusyConnectionsAreLetGo: a connection that is in use when a program is told to end
+// has no request more, however many there are.
+func TestBusyConnectionsAreLetGo(t *testing.T) {
+	t.Parallel()
+	release := make(chan struct{})
+
+	r := newRig(t, http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+
+		if req.URL.Path == "/slow" {
+			_ = http.NewResponseController(w).Flush()
+			<-release
+		}
+		_, _ = io.WriteString(w, req.RemoteAddr)
+	}))
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, r.url+"/slow", nil)
+	require.NoError(t, err)
+	req.Header.Set("X-API-Key", goodKey)
+	slow, err := r.client.Do(req)
+	require.NoError(t, err)
+	defer slow.Body.Close()
+	r.edge.LetGo()
+	_, body := r.do(t, http.MethodGet, "/", nil, "X-API-Key", goodKey) // wants one that is kept again
+	close(release)
+	first, err := io.ReadAll(slow.Body)
+	require.NoError(t, err, "what was on it comes whole")
+	require.NotEqual(t, string(first), body)
+	for range 4 {
+		_, body := r.do(t, http.MethodGet, "/", nil, "X-API-Key", goodKey)
+		require.NotEqual(t, string(first), body)
+	}
 }

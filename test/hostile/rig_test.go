@@ -72,7 +72,7 @@ func newRig(t *testing.T) *rig {
 		r.http.CloseIdleConnections()
 		require.NoError(t, server.Close())
 		require.ErrorIs(t, <-served, http.ErrServerClosed)
-		front.DropIdle()
+		front.LetGo()
 		require.NoError(t, host.Close())
 		require.NoError(t, db.Close())
 		for _, b := range d.boxes {

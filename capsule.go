@@ -22,6 +22,9 @@ type Capsule struct {
 	LastActiveAt time.Time
 	UpdatedAt    time.Time
 
+	// EnvNames are the names of what is in Env, in order.
+	EnvNames []string
+
 	// Ports are the settings of those ports that have some.
 	Ports map[uint16]PortSettings
 
@@ -33,9 +36,12 @@ type Capsule struct {
 // CapsuleSpec is every setting of a capsule: what a caller asks for, what the
 // store and the host agent keep, and what travels between them.
 type CapsuleSpec struct {
-	Template   string // what it starts from; "" = TemplateMinimal
+	Template   string            // what it starts from; "" = TemplateMinimal
+	Name       string            // one live capsule's of its team; "" = none
+	Hostname   string            // as programs see it; "" = the capsule's id
+	Env        map[string]string // of all processes, as far as they do not say otherwise; the values are kept by the host alone
 	Resources  Resources
-	TimeoutSec int               // inactivity limit in seconds; 0 = never
+	TimeoutSec int               // after so many seconds in which nobody used it, it is destroyed; 0 = never
 	Metadata   map[string]string // the caller's own notes
 	Network    *NetworkPolicy    // what it may reach outside; nil = what the operator has for new capsules
 }
@@ -69,6 +75,27 @@ func (s CapsuleSpec) Validate() error {
 	if s.TimeoutSec < 0 || s.TimeoutSec > MaxTimeoutSec {
 		return Errorf(CodeInvalid, "timeout_sec must be between 0 and %d, not %d", MaxTimeoutSec, s.TimeoutSec)
 	}
+	if s.Name != "" && !ValidCapsuleName(s.Name) {
+		return Errorf(CodeInvalid, "name %.80q is not valid: 1 to 63 of a-z, 0-9 and -, neither first nor last a dash, and not like an id (cl-…)", s.Name)
+	}
+	if s.Hostname != "" && !hostnamePattern.MatchString(s.Hostname) {
+		return Errorf(CodeInvalid, "hostname %.80q is not valid: 1 to 63 letters, digits and -, neither first nor last a dash", s.Hostname)
+	}
+	if len(s.Env) > MaxCapsuleEnv {
+		return Errorf(CodeInvalid, "envs has more than %d entries", MaxCapsuleEnv)
+	}
+	size := 0
+	for k, v := range s.Env {
+		if err := validateVariable(k, v); err != nil {
+			return err
+		}
+		if !isText(k) || !isText(v) {
+			return Errorf(CodeInvalid, "environment variable %.80q is not UTF-8", k)
+		}
+		if size += len(k) + len(v); size > MaxCapsuleEnvBytes {
+			return Errorf(CodeInvalid, "envs is longer than %d bytes", MaxCapsuleEnvBytes)
+		}
+	}
 	if len(s.Metadata) > MaxMetadata {
 		return Errorf(CodeInvalid, "metadata has more than %d entries", MaxMetadata)
 	}
@@ -86,6 +113,16 @@ func (s CapsuleSpec) Validate() error {
 		}
 	}
 	return nil
+}
+
+var (
+	capsuleName     = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+	hostnamePattern = regexp.MustCompile(`^[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?$`)
+)
+
+// ValidCapsuleName reports whether s can name a capsule. What looks like an id cannot.
+func ValidCapsuleName(s string) bool {
+	return capsuleName.MatchString(s) && !strings.HasPrefix(s, PrefixCapsule)
 }
 
 func isText(s string) bool { return utf8.ValidString(s) && !strings.ContainsRune(s, 0) }
@@ -114,6 +151,9 @@ const (
 	MaxMetadataKey   = 128     // bytes
 	MaxMetadataValue = 4096    // bytes
 	MaxTimeoutSec    = 1 << 31 // about 68 years
+
+	MaxCapsuleEnv      = 256      // variables
+	MaxCapsuleEnvBytes = 64 << 10 // of all names and values
 )
 
 // WithDefaults replaces values that are zero or negative.
@@ -226,7 +266,7 @@ func (s CapsuleState) NotRunning(reason string) *Error {
 	case StateError:
 		text = "capsule died"
 	}
-	if reason != "" && (s == StateError || s == StateMissing) {
+	if reason != "" {
 		text += ": " + reason
 	}
 	return &Error{Code: CodeInvalidState, Message: text}

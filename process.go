@@ -127,16 +127,23 @@ func (s ProcessSpec) Validate() error {
 		size += len(a)
 	}
 	for k, v := range s.Env {
-		if k == "" || strings.ContainsAny(k, "=\x00") || strings.ContainsRune(v, 0) {
-			return Errorf(CodeInvalid, "environment variable %.80q is not valid: a name is not empty and has no '=' or NUL, a value has no NUL", k)
-		}
-		if len(k)+len(v)+1 >= MaxArgBytes {
-			return Errorf(CodeInvalid, "environment variable %.80q is longer than %d bytes", k, MaxArgBytes-1)
+		if err := validateVariable(k, v); err != nil {
+			return err
 		}
 		size += len(k) + len(v)
 	}
 	if size > MaxSpecBytes {
 		return Errorf(CodeInvalid, "command, arguments and environment are together longer than %d bytes", MaxSpecBytes)
+	}
+	return nil
+}
+
+func validateVariable(name, value string) error {
+	if name == "" || strings.ContainsAny(name, "=\x00") || strings.ContainsRune(value, 0) {
+		return Errorf(CodeInvalid, "environment variable %.80q is not valid: a name is not empty and has no '=' or NUL, a value has no NUL", name)
+	}
+	if len(name)+len(value)+1 >= MaxArgBytes {
+		return Errorf(CodeInvalid, "environment variable %.80q is longer than %d bytes", name, MaxArgBytes-1)
 	}
 	return nil
 }

@@ -38,8 +38,9 @@ func (s *Capsules) Create(ctx context.Context, spec nestbox.CapsuleSpec) (*Capsu
 
 // ListCapsules says what to list.
 type ListCapsules struct {
-	All      bool // also those that stopped or failed
-	PageSize int  // capsules in one request; 0 = as many as the server gives
+	All      bool              // also those that stopped or failed
+	Metadata map[string]string // only those that have all of it
+	PageSize int               // capsules in one request; 0 = as many as the server gives
 }
 
 // List goes through the capsules, newest first, one page at a time. It ends
@@ -49,6 +50,9 @@ func (s *Capsules) List(ctx context.Context, opts ListCapsules) iter.Seq2[*Capsu
 		q := url.Values{}
 		if opts.All {
 			q.Set("all", "true")
+		}
+		for k, v := range opts.Metadata {
+			q.Add("metadata", k+"="+v)
 		}
 		if opts.PageSize > 0 {
 			q.Set("limit", strconv.Itoa(opts.PageSize))
@@ -84,7 +88,7 @@ func (s *Capsules) page(ctx context.Context, q url.Values) ([]capsuleBody, strin
 	return page, res.Header.Get("X-Next-Cursor"), nil
 }
 
-// Get returns the capsule with this id, also one that stopped.
+// Get returns the capsule with this id or name, also one that stopped.
 func (s *Capsules) Get(ctx context.Context, id string) (*Capsule, error) {
 	h := s.c.Capsule(id)
 	if err := h.Refresh(ctx); err != nil {
@@ -141,6 +145,9 @@ func (c *Client) capsuleOf(b capsuleBody) *Capsule {
 
 type createCapsuleBody struct {
 	Template   string            `json:"template,omitempty"`
+	Name       string            `json:"name,omitempty"`
+	Hostname   string            `json:"hostname,omitempty"`
+	Envs       map[string]string `json:"envs,omitempty"`
 	VCPUs      int               `json:"vcpus,omitempty"`
 	MemoryMB   int               `json:"memory_mb,omitempty"`
 	DiskMB     int               `json:"disk_mb,omitempty"`
@@ -154,6 +161,9 @@ type createCapsuleBody struct {
 func createBodyOf(s nestbox.CapsuleSpec) createCapsuleBody {
 	return createCapsuleBody{
 		Template:   s.Template,
+		Name:       s.Name,
+		Hostname:   s.Hostname,
+		Envs:       s.Env,
 		VCPUs:      s.Resources.VCPUs,
 		MemoryMB:   s.Resources.MemoryMB,
 		DiskMB:     s.Resources.DiskMB,
@@ -166,6 +176,9 @@ func createBodyOf(s nestbox.CapsuleSpec) createCapsuleBody {
 
 type capsuleBody struct {
 	ID           string            `json:"id"`
+	Name         string            `json:"name"`
+	Hostname     string            `json:"hostname"`
+	EnvNames     []string          `json:"env_names"`
 	Status       string            `json:"status"`
 	Reason       string            `json:"reason"`
 	Template     string            `json:"template"`
@@ -192,6 +205,8 @@ func (b capsuleBody) domain() nestbox.Capsule {
 		ID: b.ID,
 		CapsuleSpec: nestbox.CapsuleSpec{
 			Template:   b.Template,
+			Name:       b.Name,
+			Hostname:   b.Hostname,
 			Resources:  nestbox.Resources{VCPUs: b.VCPUs, MemoryMB: b.MemoryMB, DiskMB: b.DiskMB, PidsMax: b.PidsMax},
 			TimeoutSec: b.TimeoutSec,
 			Metadata:   b.Metadata,
@@ -204,6 +219,7 @@ func (b capsuleBody) domain() nestbox.Capsule {
 		LastActiveAt: b.LastActiveAt,
 		UpdatedAt:    b.LastUpdated,
 		Ports:        portsByNumber(b.Ports),
+		EnvNames:     b.EnvNames,
 
 		UnresponsiveSince: b.Unresponsive.Since,
 	}

@@ -141,7 +141,16 @@ func newServer(cfg Config) *server {
 // CapsulePath is what every path about one capsule has in it. Types that are
 // embedded in inputs have exported names, since huma sees no others.
 type CapsulePath struct {
-	ID string `path:"id" doc:"The capsule's id" example:"cl-0123456789abcdefghijklmno"`
+	ID string `path:"id" doc:"The capsule's id or name" example:"cl-0123456789abcdefghijklmno"`
+}
+
+// idOf returns the id of a capsule that a path names, maybe by its name.
+func (s *server) idOf(ctx context.Context, caller control.Caller, id string) (string, error) {
+	if !nestbox.ValidCapsuleName(id) {
+		return id, nil
+	}
+	c, err := s.control.Capsules.Get(ctx, caller, id)
+	return c.ID, err
 }
 
 // ProcessPath is what every path about one process has in it.

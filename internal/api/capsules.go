@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/nestbox/nestbox"
@@ -13,6 +14,9 @@ import (
 // and reason added.
 type capsule struct {
 	ID           string            `json:"id"`
+	Name         string            `json:"name,omitempty"`
+	Hostname     string            `json:"hostname,omitempty" doc:"As programs see it; left out = the id"`
+	EnvNames     []string          `json:"env_names,omitempty" doc:"Names of what its processes have in their environment; the values are not shown"`
 	Status       string            `json:"status" enum:"pending,starting,running,paused,hibernated,stopped,missing,error"`
 	Reason       string            `json:"reason,omitempty" doc:"Why it is in this status, if that needs saying"`
 	Template     string            `json:"template"`
@@ -20,7 +24,7 @@ type capsule struct {
 	MemoryMB     int               `json:"memory_mb" doc:"MiB"`
 	DiskMB       int               `json:"disk_mb" doc:"MiB of the writable layer"`
 	PidsMax      int               `json:"pids_max" doc:"Most processes and threads at a time"`
-	TimeoutSec   int               `json:"timeout_sec" doc:"Inactivity limit in seconds; 0 = none"`
+	TimeoutSec   int               `json:"timeout_sec" doc:"It is destroyed after so many seconds in which nobody used it; 0 = never"`
 	CreatedAt    time.Time         `json:"created_at"`
 	StartedAt    *time.Time        `json:"started_at,omitempty"`
 	LastActiveAt *time.Time        `json:"last_active_at,omitempty"`
@@ -46,6 +50,9 @@ func toCapsule(c nestbox.Capsule) capsule {
 	}
 	return capsule{
 		ID:           c.ID,
+		Name:         c.Name,
+		Hostname:     c.Hostname,
+		EnvNames:     c.EnvNames,
 		Status:       string(state),
 		Reason:       c.Reason,
 		Template:     c.Template,
@@ -77,11 +84,14 @@ func optional(t time.Time) *time.Time {
 
 type createCapsuleBody struct {
 	Template   string            `json:"template,omitempty" doc:"What to start from; empty = minimal"`
+	Name       string            `json:"name,omitempty" doc:"One that stands for the id in all paths: 1 to 63 of a-z, 0-9 and -, and no other live capsule's of the team"`
+	Hostname   string            `json:"hostname,omitempty" doc:"As programs see it; empty = the id"`
+	Envs       map[string]string `json:"envs,omitempty" doc:"Environment of all processes, as far as they do not say otherwise; at most 256. Names are shown again, values never"`
 	VCPUs      int               `json:"vcpus,omitempty" doc:"0 or less = 1"`
 	MemoryMB   int               `json:"memory_mb,omitempty" doc:"MiB; 0 or less = 512"`
 	DiskMB     int               `json:"disk_mb,omitempty" doc:"MiB of the writable layer; 0 or less = 5120"`
 	PidsMax    int               `json:"pids_max,omitempty" doc:"Most processes and threads at a time; 0 or less = 4096"`
-	TimeoutSec int               `json:"timeout_sec,omitempty" doc:"Inactivity limit in seconds; 0 or less = none"`
+	TimeoutSec int               `json:"timeout_sec,omitempty" doc:"It is destroyed, within 15 s, after so many seconds without a request to it, an open stream or a connection to a port; what its programs do by themselves does not count. 0 or less = never"`
 	Metadata   map[string]string `json:"metadata,omitempty" doc:"The caller's own notes, shown again; at most 64"`
 	Network    *networkBody      `json:"network,omitempty" doc:"What it may reach outside; left out = what the operator has for all"`
 }
@@ -95,6 +105,9 @@ func (b createCapsuleBody) spec(byDefault nestbox.NetworkPolicy) nestbox.Capsule
 	return nestbox.CapsuleSpec{
 		Network:    network,
 		Template:   b.Template,
+		Name:       b.Name,
+		Hostname:   b.Hostname,
+		Env:        b.Envs,
 		Resources:  nestbox.Resources{VCPUs: b.VCPUs, MemoryMB: b.MemoryMB, DiskMB: b.DiskMB, PidsMax: b.PidsMax},
 		TimeoutSec: max(b.TimeoutSec, 0),
 		Metadata:   b.Metadata,
@@ -110,9 +123,10 @@ type capsuleOutput struct {
 }
 
 type listCapsulesInput struct {
-	All    bool   `query:"all" doc:"Also those that are stopped or failed"`
-	Limit  int    `query:"limit" minimum:"0" maximum:"1000" doc:"At most so many; 0 = 1000"`
-	Cursor string `query:"cursor" doc:"X-Next-Cursor of the page before"`
+	All      bool     `query:"all" doc:"Also those that are stopped or failed"`
+	Metadata []string `query:"metadata,explode" doc:"Only those that have this in their metadata, as key=value; given more than once, all of it" example:"env=prod"`
+	Limit    int      `query:"limit" minimum:"0" maximum:"1000" doc:"At most so many; 0 = 1000"`
+	Cursor   string   `query:"cursor" doc:"X-Next-Cursor of the page before"`
 }
 
 type listCapsulesOutput struct {
@@ -139,11 +153,12 @@ func (s *server) registerCapsules() {
 		status:  http.StatusCreated,
 		request: createCapsuleBody{Template: "minimal", VCPUs: 1, MemoryMB: 512},
 		answer:  exampleCapsule(),
-		errors:  []int{http.StatusNotFound, http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable},
+		errors:  []int{http.StatusNotFound, http.StatusConflict, http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable},
 	}, s.createCapsule)
 	register(s, operation{
 		id: "listCapsules", method: http.MethodGet, path: "/v1/capsules", tag: tag,
 		summary: "List capsules, newest first",
+		about:   "A page may be shorter than its limit, also empty, and have a next one: with `metadata` at most 5000 capsules are looked at for it.",
 		answer:  []capsule{exampleCapsule()},
 	}, s.listCapsules)
 	register(s, operation{
@@ -162,7 +177,7 @@ func (s *server) registerCapsules() {
 	})
 	register(s, operation{
 		id: "pingCapsule", method: http.MethodPost, path: "/v1/capsules/{id}/ping", tag: tag,
-		summary: "Mark a capsule as in use", about: "Restarts its inactivity limit.",
+		summary: "Mark a capsule as in use", about: "Restarts the time after which it is destroyed if nobody uses it.",
 		status: http.StatusNoContent,
 		errors: []int{http.StatusNotFound, http.StatusConflict},
 	}, func(ctx context.Context, caller control.Caller, in *CapsulePath) (*nothing, error) {
@@ -183,7 +198,11 @@ func (s *server) createCapsule(ctx context.Context, caller control.Caller, in *c
 }
 
 func (s *server) listCapsules(ctx context.Context, caller control.Caller, in *listCapsulesInput) (*listCapsulesOutput, error) {
-	list, next, err := s.control.Capsules.List(ctx, caller, control.ListCapsules{All: in.All, Limit: in.Limit, Cursor: in.Cursor})
+	wanted, err := parseMetadata(in.Metadata)
+	if err != nil {
+		return nil, err
+	}
+	list, next, err := s.control.Capsules.List(ctx, caller, control.ListCapsules{All: in.All, Metadata: wanted, Limit: in.Limit, Cursor: in.Cursor})
 	if err != nil {
 		return nil, err
 	}
@@ -192,6 +211,19 @@ func (s *server) listCapsules(ctx context.Context, caller control.Caller, in *li
 		out.Body = append(out.Body, toCapsule(c))
 	}
 	return out, nil
+}
+
+// parseMetadata reads what a list is to have.
+func parseMetadata(pairs []string) (map[string]string, error) {
+	wanted := map[string]string{}
+	for _, pair := range pairs {
+		key, value, found := strings.Cut(pair, "=")
+		if before, twice := wanted[key]; !found || key == "" || twice && before != value {
+			return nil, nestbox.Errorf(nestbox.CodeInvalid, "query.metadata: %.80q is not key=value, each key once", pair)
+		}
+		wanted[key] = value
+	}
+	return wanted, nil
 }
 
 func (s *server) getCapsule(ctx context.Context, caller control.Caller, in *CapsulePath) (*capsuleOutput, error) {

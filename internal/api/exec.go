@@ -181,15 +181,19 @@ func (s *server) exec(ctx context.Context, caller control.Caller, in *execInput)
 	if in.Body.Background && input != nil {
 		return nil, nestbox.Errorf(nestbox.CodeInvalid, "body.stdin: in the background standard input is true, and written with POST …/processes/{selector}/stdin")
 	}
+	id, err := s.idOf(ctx, caller, in.ID)
+	if err != nil {
+		return nil, err
+	}
 	if in.Body.Background {
-		return s.execBackground(ctx, caller, in.ID, spec)
+		return s.execBackground(ctx, caller, id, spec)
 	}
 	if spec.Timeout == 0 {
 		spec.Timeout = defaultExecTimeout
 	}
 	stdout, stderr := s.answers.New(caller.TeamID), s.answers.New(caller.TeamID)
 	done := func() { _ = errors.Join(stdout.Close(), stderr.Close()) } // nobody reads them any more
-	res, err := s.control.Processes.Exec(ctx, caller, in.ID, spec, input, stdout, stderr)
+	res, err := s.control.Processes.Exec(ctx, caller, id, spec, input, stdout, stderr)
 	if err != nil {
 		done()
 		return nil, err
@@ -197,7 +201,7 @@ func (s *server) exec(ctx context.Context, caller control.Caller, in *execInput)
 	return &written{Body: func(hc huma.Context) {
 		defer done()
 		out := execResult{
-			SandboxID: in.ID, Cmd: spec.Cmd, ID: res.Process.ID.String(), PID: res.Process.PID,
+			SandboxID: id, Cmd: spec.Cmd, ID: res.Process.ID.String(), PID: res.Process.PID,
 			DurationMS: res.Duration.Milliseconds(), Truncated: res.Truncated, Encoding: "utf-8",
 		}
 		if !stdout.UTF8() || !stderr.UTF8() {

@@ -19,7 +19,8 @@ func TestEveryFieldIsShown(t *testing.T) {
 			*at = at.Truncate(time.Second)
 		}
 		return toCapsule(c)
-	}, "Capsule.TeamID", "Capsule.HostID") // of no use to a caller, who has one team and no say in hosts
+	}, "Capsule.TeamID", "Capsule.HostID", // of no use to a caller, who has one team and no say in hosts
+		"Capsule.CapsuleSpec.Env") // EnvNames are shown
 	fieldtest.Matters(t, func(p nestbox.Process) any { return toProcess(p) })
 	fieldtest.Matters(t, func(p nestbox.SystemProcess) any { return toSystemProcess(p) })
 	fieldtest.Matters(t, func(f nestbox.FileInfo) any { return toFileEntry(f) })

@@ -33,7 +33,11 @@ func (s *server) forwardPort(w http.ResponseWriter, r *http.Request, in *PortPat
 		return err
 	}
 	ctx := r.Context()
-	if err := s.control.Capsules.Ping(ctx, callerOf(ctx), in.ID); err != nil {
+	id, err := s.idOf(ctx, callerOf(ctx), in.ID)
+	if err == nil {
+		err = s.control.Capsules.Ping(ctx, callerOf(ctx), id)
+	}
+	if err != nil {
 		return err
 	}
 	ws, err := websocket.Accept(w, r, &websocket.AcceptOptions{InsecureSkipVerify: true})
@@ -45,7 +49,7 @@ func (s *server) forwardPort(w http.ResponseWriter, r *http.Request, in *PortPat
 	ws.SetReadLimit(forward.MaxMessage)
 	// It ends when the client leaves, however it does.
 	_ = forward.Serve(ctx, conn, requestMemory{ctx}, func(ctx context.Context) (net.Conn, error) {
-		return s.control.Ports.Dial(ctx, in.ID, port)
+		return s.control.Ports.Dial(ctx, id, port)
 	})
 	return nil
 }

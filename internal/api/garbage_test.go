@@ -52,11 +52,11 @@ var badInputs = []struct {
 	{"GET", "/v1/capsules?all=perhaps", "", 400, "invalid_request", "query.all: invalid boolean"},
 	{"GET", "/v1/capsules?cursor=%00nonsense", "", 400, "invalid_request", "cursor"},
 	// Ids
-	{"GET", "/v1/capsules/nope", "", 400, "invalid_request", "invalid capsule ID"},
+	{"GET", "/v1/capsules/Nope", "", 400, "invalid_request", "invalid capsule ID"},
 	{"GET", "/v1/capsules/cl-" + strings.Repeat("a", 5000), "", 400, "invalid_request", "invalid capsule ID"},
 	{"DELETE", "/v1/capsules/..%2f..%2fetc", "", 400, "invalid_request", "invalid capsule ID"},
 	{"POST", "/v1/capsules/CL-0123456789ABCDEFGHIJKLMNO/ping", "", 400, "invalid_request", "invalid capsule ID"},
-	{"GET", "/v1/capsules/team-0123456789abcdefghijklmno/processes", "", 400, "invalid_request", "invalid capsule ID"},
+	{"GET", "/v1/capsules/cl-0123456789abcdefghijklmnO/processes", "", 400, "invalid_request", "invalid capsule ID"},
 	// Commands
 	{"POST", execPath, ``, 400, "invalid_request", "body is required"},
 	{"POST", execPath, `null`, 400, "invalid_request", "expected object"},
@@ -114,7 +114,7 @@ var badInputs = []struct {
 	// Streams, without an upgrade
 	{"GET", webPath + "/stream", "", 426, "invalid_request", "WebSocket"},
 	{"GET", "/v1/capsules/{id}/exec/stream", "", 426, "invalid_request", "WebSocket"},
-	{"GET", "/v1/capsules/nope/exec/stream", "", 400, "invalid_request", "invalid capsule ID"},
+	{"GET", "/v1/capsules/cl-nope/exec/stream", "", 400, "invalid_request", "invalid capsule ID"},
 	// Files
 	{"POST", "/v1/capsules/{id}/files/read", `{"path":"/none"}`, 404, "not_found", "no such file"},
 	{"POST", "/v1/capsules/{id}/files/stream/read", `{"path":"/none"}`, 404, "not_found", "no such file"},

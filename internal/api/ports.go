@@ -58,13 +58,13 @@ func (s *server) signPortURL(ctx context.Context, caller control.Caller, in *por
 		}
 		ttl = time.Duration(in.Body.ExpiresSec) * time.Second
 	}
-	token, expires, err := s.control.Ports.Sign(ctx, caller, in.ID, port, ttl)
+	signed, err := s.control.Ports.Sign(ctx, caller, in.ID, port, ttl)
 	if err != nil {
 		return nil, err
 	}
-	out := &portURLOutput{Body: portURL{Token: token, ExpiresAt: seconds(expires)}}
+	out := &portURLOutput{Body: portURL{Token: signed.Token, ExpiresAt: seconds(signed.Expires)}}
 	if s.cfg.PortURL != nil {
-		out.Body.URL = s.cfg.PortURL(ctx, in.ID, port, token)
+		out.Body.URL = s.cfg.PortURL(ctx, signed.Capsule, port, signed.Token)
 		if u, err := url.Parse(out.Body.URL); err == nil {
 			out.Body.Query = u.RawQuery
 		}

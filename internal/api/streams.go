@@ -170,7 +170,7 @@ func (s *server) processStream(w http.ResponseWriter, r *http.Request, in *proce
 
 // checkStream refuses what is refused before the upgrade.
 func checkStream(r *http.Request, id string) error {
-	if !nestbox.ValidID(nestbox.PrefixCapsule, id) {
+	if !nestbox.ValidID(nestbox.PrefixCapsule, id) && !nestbox.ValidCapsuleName(id) {
 		return nestbox.Errorf(nestbox.CodeInvalid, "invalid capsule ID")
 	}
 	return checkUpgrade(r)

@@ -211,8 +211,8 @@ func TestStreamRefusedBeforeUpgrade(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	for _, path := range []string{
-		"/v1/capsules/nope/exec/stream",
-		"/v1/capsules/nope/processes/web/stream",
+		"/v1/capsules/cl-nope/exec/stream",
+		"/v1/capsules/cl-nope/processes/web/stream",
 		"/v1/capsules/{id}/processes/0/stream",
 		webStream + "?since=x",
 		webStream + "?encoding=latin1",

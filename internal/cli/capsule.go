@@ -27,6 +27,7 @@ func newCapsuleCreate(a *app) *cobra.Command {
 	var req nestbox.CapsuleSpec
 	var timeout time.Duration
 	var network networkFlags
+	var env envFlags
 	cmd := &cobra.Command{
 		Use:   "create",
 		Short: "Create a capsule and print its id",
@@ -42,6 +43,9 @@ func newCapsuleCreate(a *app) *cobra.Command {
 			if req.Network, err = network.policy(cmd); err != nil {
 				return err
 			}
+			if req.Env, err = env.read(a.LookupEnv); err != nil {
+				return err
+			}
 			capsule, err := c.Capsules.Create(cmd.Context(), req)
 			if err != nil {
 				return err
@@ -54,6 +58,9 @@ func newCapsuleCreate(a *app) *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&req.Template, "template", "", "what to start from (default "+nestbox.TemplateMinimal+")")
+	f.StringVar(&req.Name, "name", "", "one that stands for the id in all commands, and no other live capsule has")
+	f.StringVar(&req.Hostname, "hostname", "", "as programs see it (default the id)")
+	env.add(f)
 	f.IntVar(&req.Resources.VCPUs, "vcpus", 0, "virtual CPUs (default 1)")
 	f.IntVar(&req.Resources.MemoryMB, "memory", 0, "memory in MiB (default 512)")
 	f.IntVar(&req.Resources.DiskMB, "disk", 0, "disk in MiB (default 5120)")
@@ -74,6 +81,7 @@ func wholeSeconds(name string, d time.Duration) (int, error) {
 
 func newCapsuleList(a *app) *cobra.Command {
 	var all bool
+	var metadata map[string]string
 	cmd := &cobra.Command{
 		Use:     "ls",
 		Aliases: []string{"list"},
@@ -85,7 +93,7 @@ func newCapsuleList(a *app) *cobra.Command {
 				return err
 			}
 			views := []capsuleJSON{}
-			for capsule, err := range c.Capsules.List(cmd.Context(), client.ListCapsules{All: all}) {
+			for capsule, err := range c.Capsules.List(cmd.Context(), client.ListCapsules{All: all, Metadata: metadata}) {
 				if err != nil {
 					return err
 				}
@@ -94,14 +102,15 @@ func newCapsuleList(a *app) *cobra.Command {
 			if a.json {
 				return a.printJSON(views)
 			}
-			t := a.table("CAPSULE", "STATUS", "TEMPLATE", "VCPUS", "MEMORY", "CREATED")
+			t := a.table("CAPSULE", "NAME", "STATUS", "TEMPLATE", "VCPUS", "MEMORY", "CREATED")
 			for _, v := range views {
-				t.row(v.ID, v.Status, v.Template, strconv.Itoa(v.VCPUs), fmt.Sprintf("%d MiB", v.MemoryMB), stamp(v.CreatedAt))
+				t.row(v.ID, orDash(v.Name), v.Status, v.Template, strconv.Itoa(v.VCPUs), fmt.Sprintf("%d MiB", v.MemoryMB), stamp(v.CreatedAt))
 			}
 			return t.flush()
 		},
 	}
 	cmd.Flags().BoolVarP(&all, "all", "a", false, "also those that stopped or failed")
+	cmd.Flags().StringToStringVar(&metadata, "metadata", nil, "only those that have this, key=value, all of it")
 	return cmd
 }
 
@@ -136,6 +145,12 @@ func newCapsuleGet(a *app) *cobra.Command {
 func (a *app) printCapsule(v capsuleJSON) error {
 	t := a.table()
 	t.row("id", v.ID)
+	if v.Name != "" {
+		t.row("name", v.Name)
+	}
+	if v.Hostname != "" {
+		t.row("hostname", v.Hostname)
+	}
 	t.row("status", v.Status)
 	if v.Reason != "" {
 		t.row("reason", v.Reason)
@@ -159,6 +174,9 @@ func (a *app) printCapsule(v capsuleJSON) error {
 	}
 	if v.LastActiveAt != nil {
 		t.row("last active", stamp(*v.LastActiveAt))
+	}
+	for _, name := range v.EnvNames {
+		t.row("env", name)
 	}
 	for _, k := range sortedKeys(v.Metadata) {
 		t.row("metadata", k+"="+v.Metadata[k])
@@ -216,16 +234,25 @@ func newCapsuleRemove(a *app) *cobra.Command {
 	}
 }
 
-// resolve returns the id of the one capsule whose id begins with prefix, with
-// or without its cl-. A whole id is not looked up. all searches stopped ones
+// resolve returns the id of the capsule of a name, or else of the one whose id begins with
+// prefix, with or without its cl-. A whole id is not looked up. all searches stopped ones
 // too.
 func resolve(ctx context.Context, c *client.Client, prefix string, all bool) (string, error) {
 	if nestbox.ValidID(nestbox.PrefixCapsule, prefix) {
 		return prefix, nil
 	}
+	if nestbox.ValidCapsuleName(prefix) {
+		capsule, err := c.Capsules.Get(ctx, prefix)
+		if err == nil {
+			return capsule.ID, nil
+		}
+		if nestbox.CodeOf(err) != nestbox.CodeNotFound {
+			return "", err
+		}
+	}
 	want := nestbox.PrefixCapsule + strings.TrimPrefix(prefix, nestbox.PrefixCapsule)
 	if prefix == "" || !plausiblePrefix(want) {
-		return "", nestbox.Errorf(nestbox.CodeInvalid, "%q is not the id of a capsule, or the beginning of one", prefix)
+		return "", nestbox.Errorf(nestbox.CodeInvalid, "%q is neither the name nor the id of a capsule, or the beginning of one", prefix)
 	}
 	found := ""
 	for capsule, err := range c.Capsules.List(ctx, client.ListCapsules{All: all}) {
@@ -240,7 +267,7 @@ func resolve(ctx context.Context, c *client.Client, prefix string, all bool) (st
 		}
 	}
 	if found == "" {
-		return "", nestbox.Errorf(nestbox.CodeNotFound, "no capsule's id begins with %q (nestbox capsule ls lists them)", prefix)
+		return "", nestbox.Errorf(nestbox.CodeNotFound, "no capsule has the name %[1]q, or an id that begins so (nestbox capsule ls lists them)", prefix)
 	}
 	return found, nil
 }

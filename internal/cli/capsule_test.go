@@ -51,10 +51,10 @@ func anonymous(s string) string {
 func TestTables(t *testing.T) {
 	t.Parallel()
 	s := newShell(t)
-	require.Equal(t, "CAPSULE  STATUS  TEMPLATE  VCPUS  MEMORY  CREATED\n", s.ok("capsule", "ls"))
+	require.Equal(t, "CAPSULE  NAME  STATUS  TEMPLATE  VCPUS  MEMORY  CREATED\n", s.ok("capsule", "ls"))
 	id := strings.TrimSpace(s.ok("capsule", "create", "--metadata", "a=\x1b[2J"))
-	require.Equal(t, `CAPSULE                       STATUS   TEMPLATE  VCPUS  MEMORY   CREATED
-cl-0123456789abcdefghijklmno  running  minimal   1      512 MiB  2026-01-02T03:04:05Z
+	require.Equal(t, `CAPSULE                       NAME  STATUS   TEMPLATE  VCPUS  MEMORY   CREATED
+cl-0123456789abcdefghijklmno  -     running  minimal   1      512 MiB  2026-01-02T03:04:05Z
 `, anonymous(s.ok("capsule", "ls")))
 	require.Equal(t, `id           cl-0123456789abcdefghijklmno
 status       running
@@ -81,10 +81,21 @@ func TestPrefix(t *testing.T) {
 	require.Contains(t, s.ok("capsule", "get", strings.TrimPrefix(id, "cl-")[:12]), id)
 	s.capsule()
 	require.Contains(t, s.fails(1, "capsule", "get", "cl-"), "more than one")
-	require.Contains(t, s.fails(1, "capsule", "get", "Cl-UPPER"), "is not the id of a capsule")
-	require.Contains(t, s.fails(1, "capsule", "get", id+"0"), "is not the id of a capsule")
-	require.Contains(t, s.fails(1, "capsule", "get", ""), "is not the id of a capsule")
-	require.Contains(t, s.fails(1, "capsule", "rm", "zzzzzzzzzzzzzzzz"), "no capsule's id begins with")
+	require.Contains(t, s.fails(1, "capsule", "get", "Cl-UPPER"), "neither the name nor the id of a capsule")
+	require.Contains(t, s.fails(1, "capsule", "get", id+"0"), "neither the name nor the id of a capsule")
+	require.Contains(t, s.fails(1, "capsule", "get", ""), "neither the name nor the id of a capsule")
+	require.Contains(t, s.fails(1, "capsule", "rm", "zzzzzzzzzzzzzzzz"), "no capsule has the name")
+	web := strings.TrimSpace(s.ok("capsule", "create", "--name", "web", "--hostname", "box", "-e", "A=secret", "-e", "B=", "--metadata", "env=prod"))
+	require.Contains(t, s.ok("capsule", "get", "web"), web)
+	require.NotContains(t, s.ok("capsule", "get", "web", "--json"), "secret")
+	require.Regexp(t, `(?m)^name +web\nhostname +box\n`, s.ok("capsule", "get", "web"))
+	require.Regexp(t, `(?m)^env +A\nenv +B\n`, s.ok("capsule", "get", "web"))
+	require.Contains(t, s.fails(1, "capsule", "create", "--name", "web"), "the name web is that of capsule "+web)
+	require.Contains(t, s.ok("capsule", "ls", "--metadata", "env=prod"), web)
+	require.NotContains(t, s.ok("capsule", "ls", "--metadata", "env=prod"), id)
+	require.Equal(t, "CAPSULE  NAME  STATUS  TEMPLATE  VCPUS  MEMORY  CREATED\n", s.ok("capsule", "ls", "--metadata", "env=prod,x=y"))
+	require.Equal(t, "ran\n", s.ok("exec", "web", "--", "echo", "ran"))
+	require.Equal(t, "web\n", s.ok("capsule", "rm", "web"))
 	require.Contains(t, s.fails(1, "capsule", "get", "cl-"+strings.Repeat("0", 25)), "capsule not found")
 }
 

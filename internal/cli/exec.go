@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"errors"
-	"io"
 	"os"
 	"strings"
 	"sync"
@@ -22,7 +21,7 @@ type execFlags struct {
 	detach, stdin  bool
 	terminal       bool
 	tag, dir, user string
-	env, envFiles  []string
+	env            envFlags
 	timeout, idle  time.Duration
 	merge          bool
 }
@@ -107,8 +106,7 @@ func commandArgs(cmd *cobra.Command, args []string) ([]string, error) {
 // addTo adds the flags that all commands have that start something.
 func (f *execFlags) addTo(fl *pflag.FlagSet) {
 	fl.StringVar(&f.tag, "tag", "", "name of the process (default a new one)")
-	fl.StringArrayVarP(&f.env, "env", "e", nil, "environment variable: K=V, or K for its value here, if it has one")
-	fl.StringArrayVar(&f.envFiles, "env-file", nil, "file of environment variables, one in a line as for -e, and of # comments")
+	f.env.add(fl)
 	fl.StringVarP(&f.dir, "workdir", "w", "", "working directory (default the user's home)")
 	fl.StringVarP(&f.user, "user", "u", "", "user or user:group, by name or number (default root)")
 }
@@ -116,61 +114,13 @@ func (f *execFlags) addTo(fl *pflag.FlagSet) {
 func (f execFlags) spec(lookup func(string) (string, bool), command []string) (nestbox.ProcessSpec, error) {
 	spec := nestbox.ProcessSpec{
 		Cmd: command[0], Args: command[1:], Cwd: f.dir, User: f.user, Tag: f.tag,
-		Stdin: f.stdin, Timeout: f.timeout, IdleTimeout: f.idle, Merge: f.merge, Env: map[string]string{},
+		Stdin: f.stdin, Timeout: f.timeout, IdleTimeout: f.idle, Merge: f.merge,
 	}
-	var vars []string
-	for _, name := range f.envFiles {
-		lines, err := readEnvFile(name)
-		if err != nil {
-			return spec, err
-		}
-		vars = append(vars, lines...)
-	}
-	for _, kv := range append(vars, f.env...) {
-		k, v, given := strings.Cut(kv, "=")
-		if !given {
-			if v, given = lookup(k); !given {
-				continue
-			}
-		}
-		spec.Env[k] = v
+	var err error
+	if spec.Env, err = f.env.read(lookup); err != nil {
+		return spec, err
 	}
 	return spec, spec.Validate()
-}
-
-// maxEnvFile is how long a file of variables may be, in bytes: all of them together
-// may not be longer.
-const maxEnvFile = nestbox.MaxSpecBytes
-
-// readEnvFile reads the variables of a file as docker does: a line is what -e takes,
-// quotes mean nothing, and lines that begin with # are comments.
-func readEnvFile(name string) ([]string, error) {
-	file, err := os.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer file.Close()
-	text, err := io.ReadAll(io.LimitReader(file, maxEnvFile+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(text) > maxEnvFile {
-		return nil, nestbox.Errorf(nestbox.CodeTooLarge, "%s is longer than %d bytes", name, maxEnvFile)
-	}
-	var vars []string
-	n := 0
-	for line := range strings.Lines(strings.TrimPrefix(string(text), "\uFEFF")) {
-		n++
-		line = strings.TrimLeft(strings.TrimRight(line, "\r\n"), " \t")
-		if line == "" || line[0] == '#' {
-			continue
-		}
-		if k, _, _ := strings.Cut(line, "="); k == "" || strings.ContainsAny(k, " \t") {
-			return nil, nestbox.Errorf(nestbox.CodeInvalid, "%s, line %d: %.80q is no name of a variable", name, n, k)
-		}
-		vars = append(vars, line)
-	}
-	return vars, nil
 }
 
 func (a *app) execDetached(ctx context.Context, capsule *client.Capsule, spec nestbox.ProcessSpec) error {

@@ -69,6 +69,9 @@ func stamp(t time.Time) string {
 // capsuleJSON is a capsule as the API shows it.
 type capsuleJSON struct {
 	ID           string            `json:"id"`
+	Name         string            `json:"name,omitempty"`
+	Hostname     string            `json:"hostname,omitempty"`
+	EnvNames     []string          `json:"env_names,omitempty"`
 	Status       string            `json:"status"`
 	Reason       string            `json:"reason,omitempty"`
 	Template     string            `json:"template"`
@@ -102,11 +105,18 @@ func capsuleView(c nestbox.Capsule) capsuleJSON {
 		Network:      c.NetworkPolicy(),
 		Ports:        portsView(c.Ports),
 
-		ID: c.ID, Status: string(c.State), Reason: c.Reason, Template: c.Template,
+		ID: c.ID, Name: c.Name, Hostname: c.Hostname, EnvNames: c.EnvNames, Status: string(c.State), Reason: c.Reason, Template: c.Template,
 		VCPUs: c.Resources.VCPUs, MemoryMB: c.Resources.MemoryMB, DiskMB: c.Resources.DiskMB, PidsMax: c.Resources.PidsMax,
 		TimeoutSec: c.TimeoutSec, CreatedAt: c.CreatedAt, StartedAt: optional(c.StartedAt), LastActiveAt: optional(c.LastActiveAt),
 		LastUpdated: c.UpdatedAt, Metadata: c.Metadata,
 	}
+}
+
+func orDash(text string) string {
+	if text == "" {
+		return "-"
+	}
+	return text
 }
 
 func optional(t time.Time) *time.Time {

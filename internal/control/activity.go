@@ -28,6 +28,7 @@ type activity struct {
 
 	mu      sync.Mutex
 	pending store.Activity
+	using   map[string]int // requests and streams in progress, by capsule; of those with a time limit only
 	failing bool
 }
 
@@ -35,6 +36,7 @@ func newActivity(cfg Config) *activity {
 	return &activity{
 		store: cfg.Store, log: cfg.Log,
 		pending: store.Activity{Capsules: map[string]time.Time{}, Keys: map[string]time.Time{}},
+		using:   map[string]int{},
 	}
 }
 
@@ -45,6 +47,39 @@ func (a *activity) capsule(c nestbox.Capsule, now time.Time) {
 		defer a.mu.Unlock()
 		later(a.pending.Capsules, c.ID, now)
 	}
+}
+
+// during notes that a capsule is in use until ctx, that of a request, ends.
+func (a *activity) during(ctx context.Context, c nestbox.Capsule, now func() time.Time) {
+	a.capsule(c, now())
+	if c.TimeoutSec == 0 || ctx.Done() == nil {
+		return
+	}
+	a.mu.Lock()
+	a.using[c.ID]++
+	a.mu.Unlock()
+	context.AfterFunc(ctx, func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if a.using[c.ID]--; a.using[c.ID] == 0 {
+			delete(a.using, c.ID)
+		}
+		later(a.pending.Capsules, c.ID, now())
+	})
+}
+
+// idleFor returns for how long nobody has used a capsule.
+func (a *activity) idleFor(c nestbox.Capsule, now time.Time) time.Duration {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.using[c.ID] > 0 {
+		return 0
+	}
+	last := c.LastActiveAt
+	if at := a.pending.Capsules[c.ID]; at.After(last) {
+		last = at
+	}
+	return now.Sub(last)
 }
 
 // key notes that an API key is in use.

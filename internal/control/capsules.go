@@ -32,7 +32,8 @@ const (
 // not leave a half-made capsule: the work goes on to its end, at most createIn.
 //
 // Zero or negative resources mean the defaults. CodeInvalid: spec cannot be
-// meant. CodeNotFound: no such template.
+// meant. CodeNotFound: no such template. CodeConflict: another capsule of the team has
+// the name.
 // CodeUnsupported: the host's capsules have no way out, and spec wants one.
 // CodeUnavailable: the host does not answer. The capsule of a failed create is
 // in StateError with the reason, unless it never got as far.
@@ -69,13 +70,26 @@ func (c *Capsules) Create(ctx context.Context, by Caller, spec nestbox.CapsuleSp
 	}
 	// The row comes first: whatever is then left half done, the Reconciler finds.
 	if err := c.cfg.Store.CreateCapsule(work, capsule, host.HostInfo); err != nil {
-		return nestbox.Capsule{}, err
+		return nestbox.Capsule{}, c.nameTaken(work, by, spec.Name, err)
 	}
 	_, err = c.cfg.Host.Create(work, capsule.ID, spec)
 	if err != nil {
 		return nestbox.Capsule{}, c.abandon(ctx, capsule.ID, hostError(err))
 	}
 	return c.started(ctx, work, capsule.ID)
+}
+
+// nameTaken is the error of a capsule that could not be entered, which says whose the name
+// is if that is why.
+func (c *Capsules) nameTaken(ctx context.Context, by Caller, name string, err error) error {
+	if nestbox.CodeOf(err) != nestbox.CodeConflict || name == "" {
+		return err
+	}
+	other, lookErr := c.cfg.Store.CapsuleByName(ctx, by.TeamID, name)
+	if lookErr != nil {
+		return err
+	}
+	return &nestbox.Error{Code: nestbox.CodeConflict, Message: "the name " + name + " is that of capsule " + other.ID, Err: err}
 }
 
 // started records that a capsule runs.
@@ -122,7 +136,7 @@ func (c *Capsules) Look(ctx context.Context, by Caller, id string) (nestbox.Caps
 	}
 	ctx, cancel := context.WithTimeout(ctx, lookIn)
 	defer cancel()
-	status, err := c.cfg.Host.Get(ctx, id)
+	status, err := c.cfg.Host.Get(ctx, capsule.ID)
 	if err != nil {
 		return capsule, nil // what is stored is an answer too
 	}
@@ -130,8 +144,17 @@ func (c *Capsules) Look(ctx context.Context, by Caller, id string) (nestbox.Caps
 	return capsule, nil
 }
 
-// Get returns a capsule, also one that has come to its end.
+// Get returns a capsule, also one that has come to its end. id may be a name: then it is
+// the live capsule of that name, or else the newest, and so it is in all that takes the
+// id of a capsule and a caller.
 func (c *Capsules) Get(ctx context.Context, by Caller, id string) (nestbox.Capsule, error) {
+	if nestbox.ValidCapsuleName(id) {
+		capsule, err := c.cfg.Store.CapsuleByName(ctx, by.TeamID, id)
+		if err != nil {
+			return nestbox.Capsule{}, err
+		}
+		return c.activity.seen(capsule)[0], nil
+	}
 	capsule, err := c.read(ctx, id)
 	if err == nil && capsule.TeamID != by.TeamID {
 		err = nestbox.Errorf(nestbox.CodeNotFound, "capsule not found")
@@ -160,6 +183,7 @@ func (c *Capsules) Destroy(ctx context.Context, by Caller, id string) error {
 	if err != nil || capsule.State == nestbox.StateStopped {
 		return err
 	}
+	id = capsule.ID
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), destroyIn)
 	defer cancel()
 	capsule, err = c.cfg.end(ctx, id, nestbox.TriggerDestroy)
@@ -209,19 +233,20 @@ func unlessStopped(capsule nestbox.Capsule, err error) error {
 	return err
 }
 
-// Ping notes that a capsule is in use. CodeInvalidState: it does not run.
+// Ping notes that a capsule is in use, until ctx ends. CodeInvalidState: it does not run.
 func (c *Capsules) Ping(ctx context.Context, by Caller, id string) error {
 	capsule, err := c.Get(ctx, by, id)
 	if err == nil {
 		err = running(capsule)
 	}
 	if err == nil {
-		c.activity.capsule(capsule, c.cfg.Now())
+		c.activity.during(ctx, capsule, c.cfg.Now)
 	}
 	return err
 }
 
-// Guest lends the inside of a running capsule, and notes that it is in use.
+// Guest lends the inside of a running capsule, and notes that it is in use until ctx
+// ends.
 // CodeInvalidState: it does not run.
 func (c *Capsules) Guest(ctx context.Context, by Caller, id string) (guest.Guest, error) {
 	capsule, err := c.Get(ctx, by, id)
@@ -232,7 +257,7 @@ func (c *Capsules) Guest(ctx context.Context, by Caller, id string) (guest.Guest
 	if err != nil {
 		return nil, err
 	}
-	c.activity.capsule(capsule, c.cfg.Now())
+	c.activity.during(ctx, capsule, c.cfg.Now)
 	return g, nil
 }
 

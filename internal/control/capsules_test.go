@@ -228,7 +228,7 @@ func TestForeignTeam(t *testing.T) {
 			return err
 		},
 		"sign": func(by Caller, id string) error {
-			_, _, err := w.Ports.Sign(t.Context(), by, id, openPort, 0)
+			_, err := w.Ports.Sign(t.Context(), by, id, openPort, 0)
 			return err
 		},
 	} {
@@ -238,7 +238,7 @@ func TestForeignTeam(t *testing.T) {
 		require.Equal(t, nestbox.CodeNotFound, nestbox.CodeOf(unknown), name)
 		require.Equal(t, unknown.Error(), err.Error(), name)
 		requireCode(t, nestbox.CodeInvalid, use(w.me, "cl-x"))
-		requireCode(t, nestbox.CodeInvalid, use(w.me, nestbox.NewID(nestbox.PrefixKey)))
+		requireCode(t, nestbox.CodeNotFound, use(w.me, nestbox.NewID(nestbox.PrefixKey)))
 	}
 	listed, _, err := w.Capsules.List(t.Context(), foreign, ListCapsules{All: true})
 	require.NoError(t, err)
@@ -363,4 +363,104 @@ func TestGuestOfADeadCapsule(t *testing.T) {
 	w.host.setDown(true)
 	_, err = w.Capsules.Guest(t.Context(), w.me, c.ID)
 	requireCode(t, nestbox.CodeUnavailable, err)
+}
+
+// TestNames: a name is one live capsule's of its team, and stands for its id in all that
+// takes one.
+func TestNames(t *testing.T) {
+	onBoth(t, func(t *testing.T, w *world) {
+		ctx := t.Context()
+		create := func(by Caller, name string) (nestbox.Capsule, error) {
+			return w.Capsules.Create(ctx, by, nestbox.CapsuleSpec{Name: name, Env: map[string]string{"B": "secret", "A": ""}})
+		}
+		named := func(t *testing.T) nestbox.Capsule {
+			c, err := w.Capsules.Get(ctx, w.me, "web")
+			require.NoError(t, err)
+			return c
+		}
+		first, err := create(w.me, "web")
+		require.NoError(t, err)
+		require.Equal(t, []string{"A", "B"}, first.EnvNames)
+		_, err = create(w.me, "web")
+		requireCode(t, nestbox.CodeConflict, err)
+		require.EqualError(t, err, "the name web is that of capsule "+first.ID)
+		require.Equal(t, []string{first.ID}, w.host.has(), "nothing was made")
+		other := w.newTeam(t)
+		theirs, err := create(other, "web")
+		require.NoError(t, err, "another team")
+		for _, bad := range []string{"Web", "-web", "web-", "we b", "cl-web", strings.Repeat("a", 64), "a/b", "ü"} {
+			_, err := create(w.me, bad)
+			requireCode(t, nestbox.CodeInvalid, err)
+		}
+
+		require.Equal(t, first.ID, named(t).ID)
+		back, err := w.Capsules.Get(ctx, other, "web")
+		require.NoError(t, err)
+		require.Equal(t, theirs.ID, back.ID)
+		_, err = w.Capsules.Get(ctx, w.me, "nobody")
+		requireCode(t, nestbox.CodeNotFound, err)
+		require.NoError(t, w.Capsules.Ping(ctx, w.me, "web"))
+		signed, err := w.Ports.Sign(ctx, w.me, "web", openPort, 0)
+		require.NoError(t, err)
+		require.Equal(t, first.ID, signed.Capsule)
+		_, err = w.Ports.Authorize(ctx, first.ID, openPort, PortCredential{Tokens: []string{signed.Token}})
+		require.NoError(t, err)
+		require.NoError(t, w.Ports.Set(ctx, w.me, "web", openPort, nestbox.PortSettings{Public: true}))
+		require.True(t, w.get(t, first.ID).Ports[openPort].Public)
+		_, err = w.Capsules.SetNetwork(ctx, w.me, "web", nestbox.NetworkPolicy{Internet: true})
+		require.NoError(t, err)
+		require.True(t, w.get(t, first.ID).NetworkPolicy().Internet)
+		_, err = w.Capsules.Network(ctx, w.me, "web")
+		require.NoError(t, err)
+
+		require.NoError(t, w.Capsules.Destroy(ctx, w.me, "web"))
+		require.Equal(t, nestbox.StateStopped, named(t).State, "the newest of that name")
+		w.clock.advance(time.Second)
+		second, err := create(w.me, "web")
+		require.NoError(t, err, "the name is free again")
+		require.Equal(t, second.ID, named(t).ID)
+		require.Contains(t, w.host.has(), theirs.ID, "other teams' are left alone")
+	})
+}
+
+// TestListByMetadata: a list of those that have some metadata goes on through pages on
+// which none has.
+func TestListByMetadata(t *testing.T) {
+	onBoth(t, func(t *testing.T, w *world) {
+		var want []string
+		for i := range 12 {
+			spec := nestbox.CapsuleSpec{Metadata: map[string]string{"env": "test", "n": strconv.Itoa(i)}}
+			if i%4 == 0 {
+				spec.Metadata["env"] = "prod"
+			}
+			c, err := w.Capsules.Create(t.Context(), w.me, spec)
+			require.NoError(t, err)
+			if i%4 == 0 {
+				want = append([]string{c.ID}, want...)
+			}
+			w.clock.advance(time.Second)
+		}
+		list := func(limit int, metadata map[string]string) (got []string) {
+			req := ListCapsules{Limit: limit, Metadata: metadata}
+			for {
+				page, next, err := w.Capsules.List(t.Context(), w.me, req)
+				require.NoError(t, err)
+				require.LessOrEqual(t, len(page), limit)
+				for _, c := range page {
+					got = append(got, c.ID)
+				}
+				if next == "" {
+					return got
+				}
+				req.Cursor = next
+			}
+		}
+		for limit := range 5 {
+			require.Equal(t, want, list(limit+1, map[string]string{"env": "prod"}), limit+1)
+		}
+		require.Equal(t, want[:1], list(1, map[string]string{"env": "prod", "n": "8"}))
+		require.Empty(t, list(1, map[string]string{"env": "prod", "n": "7"}))
+		require.Empty(t, list(1, map[string]string{"none": ""}))
+		require.Len(t, list(5, nil), 12)
+	})
 }

@@ -112,7 +112,7 @@ func TestRemovedKeyEndsWhatItLetIn(t *testing.T) {
 		key, _, err := w.Keys.Create(t.Context(), w.me.TeamID, "")
 		require.NoError(t, err)
 		by := Caller{TeamID: w.me.TeamID, KeyID: key.ID}
-		token, _, err := w.Ports.Sign(t.Context(), by, c.ID, openPort, 0)
+		signed, err := w.Ports.Sign(t.Context(), by, c.ID, openPort, 0)
 		require.NoError(t, err)
 		here := w.Keys
 		w.restart() // another server beside it
@@ -135,7 +135,7 @@ func TestRemovedKeyEndsWhatItLetIn(t *testing.T) {
 		<-soon.Done()
 		require.Equal(t, nestbox.CodeUnauthenticated, nestbox.CodeOf(context.Cause(soon)))
 		require.NoError(t, other.Err())
-		_, err = w.Ports.Authorize(t.Context(), c.ID, openPort, PortCredential{Tokens: []string{token}})
+		_, err = w.Ports.Authorize(t.Context(), c.ID, openPort, PortCredential{Tokens: []string{signed.Token}})
 		requireCode(t, nestbox.CodeUnauthenticated, err)
 		stop()
 		require.NoError(t, <-watched)

@@ -71,6 +71,7 @@ func (c *Capsules) SetNetwork(ctx context.Context, by Caller, id string, policy 
 	if err != nil {
 		return nestbox.NetworkPolicy{}, err
 	}
+	id = capsule.ID
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), setNetworkIn)
 	defer cancel()
 	unlock, err := c.network.lock(ctx, id) // host and row have the same one last
@@ -99,9 +100,9 @@ func (c *Capsules) Network(ctx context.Context, by Caller, id string) (nestbox.N
 	if err != nil {
 		return nestbox.NetworkReport{}, err
 	}
-	report, err := c.cfg.Host.Network(ctx, id)
+	report, err := c.cfg.Host.Network(ctx, capsule.ID)
 	if err != nil {
-		return nestbox.NetworkReport{}, c.ended(ctx, id, err)
+		return nestbox.NetworkReport{}, c.ended(ctx, capsule.ID, err)
 	}
 	return report, nil
 }

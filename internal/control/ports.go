@@ -71,40 +71,49 @@ func (e Entry) name() string { return fmt.Sprintf("%s/%d", e.capsule, e.port) }
 // maxShown is how many credentials of a request are looked at.
 const maxShown = 8
 
-// Sign returns a token that lets everybody who has it into one port of one
-// capsule, until it expires or the key of the caller is removed. ttl ≤ 0 is one hour. CodeInvalid: port 0, or a ttl
-// of more than 7 days. CodeDenied: envd's port.
-func (p *Ports) Sign(ctx context.Context, by Caller, id string, port uint16, ttl time.Duration) (token string, expires time.Time, err error) {
+// Signed lets everybody who has its Token into one port of one capsule, until it
+// expires or the key that signed it is removed.
+type Signed struct {
+	Capsule string // id
+	Token   string
+	Expires time.Time // to the second
+}
+
+// Sign makes a token for a port. ttl ≤ 0 is one hour. CodeInvalid: port 0, or a ttl of
+// more than 7 days. CodeDenied: envd's port.
+func (p *Ports) Sign(ctx context.Context, by Caller, id string, port uint16, ttl time.Duration) (Signed, error) {
 	if ttl <= 0 {
 		ttl = defaultTokenTTL
 	}
 	if ttl > maxTokenTTL {
-		return "", time.Time{}, nestbox.Errorf(nestbox.CodeInvalid, "a port URL can be valid for at most %d hours", maxTokenTTL/time.Hour)
+		return Signed{}, nestbox.Errorf(nestbox.CodeInvalid, "a port URL can be valid for at most %d hours", maxTokenTTL/time.Hour)
 	}
 	if err := checkPort(port); err != nil {
-		return "", time.Time{}, err
+		return Signed{}, err
 	}
-	if _, err := p.capsules.Get(ctx, by, id); err != nil {
-		return "", time.Time{}, err
+	capsule, err := p.capsules.Get(ctx, by, id)
+	if err != nil {
+		return Signed{}, err
 	}
 	secret, err := p.signingSecret(ctx)
 	if err != nil {
-		return "", time.Time{}, err
+		return Signed{}, err
 	}
-	expires = p.cfg.Now().Add(ttl).UTC().Truncate(time.Second)
+	expires := p.cfg.Now().Add(ttl).UTC().Truncate(time.Second)
 	if ttl < time.Second { // truncated it would have expired already
 		expires = expires.Add(time.Second)
 	}
 	raw := binary.BigEndian.AppendUint64(nil, uint64(expires.Unix()))
 	raw = append(raw, strings.TrimPrefix(by.KeyID, nestbox.PrefixKey)...)
-	raw = append(raw, portMAC(secret, id, port, by.KeyID, expires.Unix())...)
-	return base64.RawURLEncoding.EncodeToString(raw), expires, nil
+	raw = append(raw, portMAC(secret, capsule.ID, port, by.KeyID, expires.Unix())...)
+	return Signed{Capsule: capsule.ID, Token: base64.RawURLEncoding.EncodeToString(raw), Expires: expires}, nil
 }
 
 // Authorize decides whether a port may be reached, and says whose it is and how.
 // CodeUnauthenticated: it is private, and there is no credential, or none that fits,
 // has not expired and whose key is still there; there are settings all the same.
-// CodeNotFound: no such capsule, or not the key's. CodeDenied: envd's port.
+// CodeNotFound: no such capsule, or not the key's. CodeDenied: envd's port. The capsule is
+// in use until ctx ends.
 func (p *Ports) Authorize(ctx context.Context, id string, port uint16, cred PortCredential) (Entry, error) {
 	if err := checkPort(port); err != nil {
 		return Entry{}, err
@@ -118,6 +127,7 @@ func (p *Ports) Authorize(ctx context.Context, id string, port uint16, cred Port
 	}
 	entry := Entry{TeamID: capsule.TeamID, Settings: capsule.Ports[port], capsule: id, port: port}
 	if entry.Settings.Public {
+		p.capsules.activity.during(ctx, capsule, p.cfg.Now)
 		return entry, nil
 	}
 	by, err := p.identify(ctx, capsule, id, port, cred)
@@ -128,6 +138,7 @@ func (p *Ports) Authorize(ctx context.Context, id string, port uint16, cred Port
 		return Entry{}, unknown
 	}
 	entry.KeyID = by.KeyID
+	p.capsules.activity.during(ctx, capsule, p.cfg.Now)
 	return entry, nil
 }
 

@@ -16,9 +16,10 @@ func TestPortTokens(t *testing.T) {
 	onBoth(t, func(t *testing.T, w *world) {
 		ctx := t.Context()
 		c, other := w.create(t), w.create(t)
-		token, expires, err := w.Ports.Sign(ctx, w.me, c.ID, openPort, 0)
+		signed, err := w.Ports.Sign(ctx, w.me, c.ID, openPort, 0)
 		require.NoError(t, err)
-		require.Equal(t, w.clock.Now().Add(time.Hour), expires)
+		require.Equal(t, w.clock.Now().Add(time.Hour), signed.Expires)
+		token := signed.Token
 		authorize := func(id string, port uint16, token string) error {
 			_, err := w.Ports.Authorize(ctx, id, port, PortCredential{Tokens: []string{token}})
 			return err
@@ -60,7 +61,7 @@ func TestPortKeys(t *testing.T) {
 	require.NoError(t, err)
 	_, foreign, err := w.Keys.Create(ctx, w.newTeam(t).TeamID, "")
 	require.NoError(t, err)
-	token, _, err := w.Ports.Sign(ctx, w.me, c.ID, openPort, time.Millisecond)
+	signed, err := w.Ports.Sign(ctx, w.me, c.ID, openPort, time.Millisecond)
 	require.NoError(t, err)
 	authorize := func(id string, cred PortCredential) error {
 		_, err := w.Ports.Authorize(ctx, id, openPort, cred)
@@ -69,7 +70,7 @@ func TestPortKeys(t *testing.T) {
 
 	require.NoError(t, authorize(c.ID, PortCredential{APIKeys: []string{mine}}))
 	require.NoError(t, authorize(c.ID, PortCredential{APIKeys: []string{mine}, Tokens: []string{"bad"}}))
-	require.NoError(t, authorize(c.ID, PortCredential{APIKeys: []string{foreign}, Tokens: []string{"bad", token}}), "one of both is enough")
+	require.NoError(t, authorize(c.ID, PortCredential{APIKeys: []string{foreign}, Tokens: []string{"bad", signed.Token}}), "one of both is enough")
 	requireCode(t, nestbox.CodeNotFound, authorize(c.ID, PortCredential{APIKeys: []string{foreign}}))
 	requireCode(t, nestbox.CodeNotFound, authorize(nestbox.NewID(nestbox.PrefixCapsule), PortCredential{APIKeys: []string{mine}}))
 	requireCode(t, nestbox.CodeUnauthenticated, authorize(c.ID, PortCredential{}))
@@ -85,7 +86,7 @@ func TestPortBounds(t *testing.T) {
 	_, key, err := w.Keys.Create(ctx, w.me.TeamID, "")
 	require.NoError(t, err)
 	for port, code := range map[uint16]nestbox.Code{0: nestbox.CodeInvalid, sandbox.EnvdPort: nestbox.CodeDenied} {
-		_, _, err := w.Ports.Sign(ctx, w.me, c.ID, port, 0)
+		_, err := w.Ports.Sign(ctx, w.me, c.ID, port, 0)
 		requireCode(t, code, err)
 		_, err = w.Ports.Authorize(ctx, c.ID, port, PortCredential{APIKeys: []string{key}})
 		requireCode(t, code, err)
@@ -93,10 +94,10 @@ func TestPortBounds(t *testing.T) {
 		requireCode(t, code, err)
 	}
 	const week = 7 * 24 * time.Hour
-	_, expires, err := w.Ports.Sign(ctx, w.me, c.ID, 65535, week)
+	signed, err := w.Ports.Sign(ctx, w.me, c.ID, 65535, week)
 	require.NoError(t, err)
-	require.Equal(t, w.clock.Now().Add(week), expires)
-	_, _, err = w.Ports.Sign(ctx, w.me, c.ID, 65535, week+time.Second)
+	require.Equal(t, w.clock.Now().Add(week), signed.Expires)
+	_, err = w.Ports.Sign(ctx, w.me, c.ID, 65535, week+time.Second)
 	requireCode(t, nestbox.CodeInvalid, err)
 }
 

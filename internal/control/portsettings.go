@@ -31,14 +31,15 @@ func (p *Ports) Set(ctx context.Context, by Caller, id string, port uint16, sett
 	if err := settings.Validate(); err != nil {
 		return err
 	}
-	if _, err := p.capsules.Get(ctx, by, id); err != nil {
+	capsule, err := p.capsules.Get(ctx, by, id)
+	if err != nil {
 		return err
 	}
-	if err := p.cfg.Store.SetPort(ctx, id, port, settings); err != nil {
+	if err := p.cfg.Store.SetPort(ctx, capsule.ID, port, settings); err != nil {
 		return err
 	}
 	if !settings.Public {
-		p.public.end(Entry{capsule: id, port: port}.name(), errPortPrivate)
+		p.public.end(Entry{capsule: capsule.ID, port: port}.name(), errPortPrivate)
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"errors"
+	"fmt"
 	"reflect"
 	"sync"
 	"time"
@@ -25,6 +26,7 @@ type Reconciler struct {
 	working sync.WaitGroup // jobs
 	slots   chan struct{}  // of jobs that are not slow
 	slow    time.Duration  // slowAfter, or less in tests
+	begun   time.Time      // before then nobody could use a capsule
 
 	mu         sync.Mutex
 	atWork     map[string]struct{}  // capsules with a job, maybe of an earlier pass
@@ -38,7 +40,7 @@ type Reconciler struct {
 
 func newReconciler(cfg Config, activity *activity) *Reconciler {
 	return &Reconciler{
-		cfg: cfg, activity: activity, kick: make(chan struct{}, 1), slots: make(chan struct{}, actAtOnce), slow: slowAfter,
+		cfg: cfg, activity: activity, kick: make(chan struct{}, 1), slots: make(chan struct{}, actAtOnce), slow: slowAfter, begun: cfg.Now(),
 		atWork: map[string]struct{}{}, complained: map[string]complaint{},
 	}
 }
@@ -310,6 +312,9 @@ func (r *Reconciler) settle(ctx context.Context, host hostagent.Info, row nestbo
 		}
 		found = err == nil
 	}
+	if status.State == hostagent.StateRunning && r.isOverdue(row) {
+		return r.expire(ctx, row)
+	}
 	inFlight := !row.CreatedAt.Before(host.StartedAt) && r.cfg.Now().Sub(row.CreatedAt).Abs() < interrupted
 	trigger, reason := judge(row.State, status, found, inFlight)
 	if trigger == "" {
@@ -323,6 +328,23 @@ func (r *Reconciler) settle(ctx context.Context, host hostagent.Info, row nestbo
 		return r.free(ctx, row.ID, reason)
 	}
 	return nil
+}
+
+// isOverdue reports whether nobody has used a running capsule for longer than it was made
+// for. While no server ran nobody could.
+func (r *Reconciler) isOverdue(row nestbox.Capsule) bool {
+	limit := time.Duration(row.TimeoutSec) * time.Second
+	return row.State == nestbox.StateRunning && limit > 0 &&
+		min(r.activity.idleFor(row, r.cfg.Now()), r.cfg.Now().Sub(r.begun)) >= limit
+}
+
+// expire ends a capsule that nobody uses.
+func (r *Reconciler) expire(ctx context.Context, row nestbox.Capsule) error {
+	reason := fmt.Sprintf("nobody used it for %v", time.Duration(row.TimeoutSec)*time.Second)
+	if _, err := r.move(ctx, row.ID, nestbox.TriggerDestroy, reason); err != nil {
+		return unlessOvertaken(err)
+	}
+	return r.cfg.finishDestroy(ctx, row.ID)
 }
 
 // judge decides what follows for a row in a state from what the host has of

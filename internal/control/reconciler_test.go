@@ -4,8 +4,10 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -399,4 +401,74 @@ func TestRunOutlastsItsHost(t *testing.T) {
 		require.Equal(t, nestbox.StateError, w.get(t, c.ID).State, "deaths are watched again")
 		stop()
 	})
+}
+
+// TestNobodyUsesIt: a capsule with a time limit is ended when nobody has used it for so
+// long, and not while a request goes on, or before anybody could after a restart.
+func TestNobodyUsesIt(t *testing.T) {
+	onBoth(t, func(t *testing.T, w *world) {
+		const limit = time.Minute
+		create := func() nestbox.Capsule {
+			c, err := w.Capsules.Create(t.Context(), w.me, nestbox.CapsuleSpec{TimeoutSec: int(limit / time.Second)})
+			require.NoError(t, err)
+			return c
+		}
+		forever := w.create(t)
+		lives := func(c nestbox.Capsule, want bool, why string) {
+			t.Helper()
+			w.pass(t)
+			now := w.get(t, c.ID)
+			require.Equal(t, want, now.State == nestbox.StateRunning, why)
+			if !want {
+				require.Equal(t, nestbox.StateStopped, now.State)
+				require.Equal(t, "nobody used it for 1m0s", now.Reason)
+				_, err := w.Capsules.Guest(t.Context(), w.me, c.ID)
+				require.EqualError(t, err, "capsule is stopped: nobody used it for 1m0s")
+			}
+		}
+		c := create()
+		w.clock.advance(limit - time.Second)
+		lives(c, true, "a second is left")
+		require.NoError(t, w.Capsules.Ping(context.WithoutCancel(t.Context()), w.me, c.ID))
+		w.clock.advance(limit - time.Second)
+		lives(c, true, "it was in use since")
+
+		request, end := context.WithCancel(t.Context())
+		_, err := w.Capsules.Guest(request, w.me, c.ID)
+		require.NoError(t, err)
+		w.clock.advance(time.Hour)
+		lives(c, true, "a request goes on")
+		end()
+		require.Eventually(t, func() bool {
+			return w.Reconciler.activity.idleFor(c, w.clock.Now()) == 0 && len(w.Reconciler.activity.users()) == 0
+		}, time.Minute, time.Millisecond)
+		w.clock.advance(limit - time.Second)
+		lives(c, true, "it has ended since")
+		w.clock.advance(time.Second)
+		lives(c, false, "")
+
+		c = create()
+		w.clock.advance(time.Hour)
+		w.restart()
+		lives(c, true, "nobody could use it while no server ran")
+		request, end = context.WithCancel(t.Context())
+		token, err := w.Ports.Sign(t.Context(), w.me, c.ID, openPort, time.Hour)
+		require.NoError(t, err)
+		_, err = w.Ports.Authorize(request, c.ID, openPort, PortCredential{Tokens: []string{token.Token}})
+		require.NoError(t, err)
+		w.clock.advance(limit)
+		lives(c, true, "a port is in use")
+		end()
+		require.Eventually(t, func() bool { return len(w.Reconciler.activity.users()) == 0 }, time.Minute, time.Millisecond)
+		w.clock.advance(limit)
+		lives(c, false, "")
+		lives(forever, true, "it has no limit")
+	})
+}
+
+// users are the capsules that are in use now.
+func (a *activity) users() []string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.Collect(maps.Keys(a.using))
 }

@@ -13,9 +13,10 @@ import (
 
 // ListCapsules says which capsules to list.
 type ListCapsules struct {
-	All    bool   // also those that are stopping, stopped or failed
-	Limit  int    // 1 to MaxListCapsules; 0 = MaxListCapsules
-	Cursor string // "" = from the newest; else the next of the page before
+	All      bool              // also those that are stopping, stopped or failed
+	Metadata map[string]string // only those that have all of it
+	Limit    int               // 1 to MaxListCapsules; 0 = MaxListCapsules
+	Cursor   string            // "" = from the newest; else the next of the page before
 }
 
 // MaxListCapsules is how many capsules one page has at most.
@@ -30,6 +31,49 @@ var (
 		nestbox.StateStopping, nestbox.StateStopped, nestbox.StateError,
 	}
 )
+
+// mostLookedAt bounds how many capsules are read for one page of those that have some
+// metadata.
+const mostLookedAt = 5000
+
+// matching returns a page of those capsules that have all of metadata.
+func (c *Capsules) matching(ctx context.Context, by Caller, page store.Page, metadata map[string]string) (matching []nestbox.Capsule, next string, err error) {
+	want := page.Limit
+	for looked := 0; ; {
+		capsules, more, err := c.cfg.Store.CapsulesOfTeam(ctx, by.TeamID, page)
+		if err != nil {
+			return nil, "", err
+		}
+		for i, capsule := range capsules {
+			if !has(capsule.Metadata, metadata) {
+				continue
+			}
+			matching = append(matching, capsule)
+			if len(matching) == want && (more || i < len(capsules)-1) {
+				return matching, cursorAfter(capsule), nil
+			}
+		}
+		looked += len(capsules)
+		if !more {
+			return matching, "", nil
+		}
+		last := capsules[len(capsules)-1]
+		// Without a filter a page that is short has its reasons, such as its size.
+		if len(metadata) == 0 || looked >= mostLookedAt {
+			return matching, cursorAfter(last), nil
+		}
+		page.Before = store.Position{CreatedAt: last.CreatedAt, ID: last.ID}
+	}
+}
+
+func has(all, some map[string]string) bool {
+	for k, v := range some {
+		if got, ok := all[k]; !ok || got != v {
+			return false
+		}
+	}
+	return true
+}
 
 // List returns a page of the caller's capsules, newest first, and the cursor
 // of the page after it, "" if there is none. A page with much metadata is shorter
@@ -50,14 +94,8 @@ func (c *Capsules) List(ctx context.Context, by Caller, req ListCapsules) (capsu
 			return nil, "", err
 		}
 	}
-	capsules, more, err := c.cfg.Store.CapsulesOfTeam(ctx, by.TeamID, page)
-	if err != nil {
-		return nil, "", err
-	}
-	if more {
-		next = cursorAfter(capsules[len(capsules)-1])
-	}
-	return c.activity.seen(capsules...), next, nil
+	capsules, next, err = c.matching(ctx, by, page, req.Metadata)
+	return c.activity.seen(capsules...), next, err
 }
 
 // A cursor is the creation time in microseconds and the id of the last capsule

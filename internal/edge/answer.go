@@ -6,12 +6,31 @@ import (
 	"strings"
 )
 
+// answer is where the program's goes.
+type answer struct {
+	http.ResponseWriter
+	bodyless bool
+}
+
+// Unwrap is for http.ResponseController.
+func (a *answer) Unwrap() http.ResponseWriter { return a.ResponseWriter }
+
+// FlushError sends what there is of an answer. The header of one without a body goes
+// together with its end: in gRPC it tells how a call ended if it does, and nothing if not.
+func (a *answer) FlushError() error {
+	if a.bodyless {
+		return nil
+	}
+	return http.NewResponseController(a.ResponseWriter).Flush()
+}
+
 // confine takes from an answer what would reach beyond the port that it is of: cookies
 // for the whole domain, where other capsules are, cookies of our name, and what only we
 // say. Where the port has no host name of its own, what leads to a path leads below the
 // port's.
 func confine(res *http.Response) error {
 	p := passageOf(res.Request.Context())
+	p.answer.bodyless = res.ContentLength == 0
 	keepValues(res.Header, "Set-Cookie", func(line string) (string, bool) { return ownCookie(line, p.prefix) })
 	res.Header.Del("Clear-Site-Data") // it clears cookies of the whole domain
 	res.Header.Del(errorHeader)

@@ -78,6 +78,7 @@ type passage struct {
 	route
 	visit    visit
 	settings nestbox.PortSettings
+	answer   *answer
 }
 
 type passageKey struct{}
@@ -139,7 +140,8 @@ func (e *Edge) enter(w http.ResponseWriter, r *http.Request, p passage) {
 	// A program may answer while the request's body is still coming. Where this
 	// cannot be (HTTP/2 always can) the proxy works without.
 	_ = http.NewResponseController(w).EnableFullDuplex()
-	e.proxy.ServeHTTP(w, r.WithContext(context.WithValue(ctx, passageKey{}, p)))
+	p.answer = &answer{ResponseWriter: w}
+	e.proxy.ServeHTTP(p.answer, r.WithContext(context.WithValue(ctx, passageKey{}, p)))
 }
 
 // admittedAs is the name under which a request is counted: what strangers do on public

@@ -1,7 +1,9 @@
 package edge
 
 import (
+	"context"
 	"crypto/tls"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -167,4 +169,35 @@ func TestCORS(t *testing.T) {
 	res, _ = r.do(t, http.MethodGet, "/", nil, "Origin", other, "X-API-Key", goodKey)
 	require.Equal(t, "*", allowed(res))
 	require.Empty(t, res.Header.Get("Access-Control-Allow-Credentials"))
+}
+
+// TestEndOfCall: an answer of HTTP/2 that is a header and no more stays so, as a call of
+// gRPC that failed needs it.
+func TestEndOfCall(t *testing.T) {
+	t.Parallel()
+	inTwo := func(s *httptest.Server) *httptest.Server {
+		s.Config.Protocols = new(http.Protocols)
+		s.Config.Protocols.SetUnencryptedHTTP2(true)
+		s.Start()
+		t.Cleanup(s.Close)
+		return s
+	}
+	program := inTwo(httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Grpc-Status", "5")
+	})))
+	r := newRig(t, echo)
+	r.ports.upstream = program.Listener.Addr().String()
+	front := inTwo(httptest.NewUnstartedServer(r.edge))
+	transport := &http.Transport{Protocols: new(http.Protocols), DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "tcp", front.Listener.Addr().String())
+	}}
+	transport.Protocols.SetUnencryptedHTTP2(true)
+	t.Cleanup(transport.CloseIdleConnections)
+	r.client = &http.Client{Transport: transport}
+	for range 200 {
+		res, _ := r.do(t, http.MethodPost, "/", nil, "X-API-Key", goodKey, "Content-Type", "application/grpc")
+		require.Equal(t, 2, res.ProtoMajor)
+		require.Equal(t, "5", res.Header.Get("Grpc-Status"))
+		require.Zero(t, res.ContentLength, "the header is not the end")
+	}
 }

@@ -80,7 +80,8 @@ func (m *Manager) start(ctx context.Context, rec record, root image.Root) (*acce
 		Root:      root,
 		Resources: rec.Spec.Resources,
 		Network:   rec.Spec.NetworkPolicy(),
-		Env:       m.envdEnv(rec.Token),
+		Hostname:  rec.Spec.Hostname,
+		Env:       m.envdEnv(rec),
 	})
 	if err != nil {
 		return nil, err
@@ -97,10 +98,12 @@ func (m *Manager) start(ctx context.Context, rec record, root image.Root) (*acce
 }
 
 // envdEnv is the environment of a capsule's envd.
-func (m *Manager) envdEnv(token string) map[string]string {
-	env := map[string]string{sandbox.EnvToken: token}
-	for name, value := range m.cfg.Env {
-		env[sandbox.EnvPrefix+name] = value
+func (m *Manager) envdEnv(rec record) map[string]string {
+	env := map[string]string{sandbox.EnvToken: rec.Token}
+	for _, all := range []map[string]string{m.cfg.Env, rec.Spec.Env} {
+		for name, value := range all {
+			env[sandbox.EnvPrefix+name] = value
+		}
 	}
 	return env
 }

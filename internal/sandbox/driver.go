@@ -79,6 +79,7 @@ type Networker interface {
 // Spec is what a sandbox is started from.
 type Spec struct {
 	ID        string // fixed length: nestbox.NewID(nestbox.PrefixCapsule)
+	Hostname  string // "" = ID
 	Root      image.Root
 	Resources nestbox.Resources
 	Network   nestbox.NetworkPolicy // for a driver that has Egress

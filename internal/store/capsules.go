@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -15,10 +16,10 @@ import (
 )
 
 const capsuleColumns = `id, team_id, host_id, template, state, reason, vcpus, memory_mb, disk_mb, pids_max,
-	timeout_sec, metadata, created_at, started_at, last_active_at, updated_at, network, ports`
+	timeout_sec, metadata, created_at, started_at, last_active_at, updated_at, network, ports, name, hostname, env_names`
 
 // CreateCapsule adds a capsule that is to start on a host. The host is added
-// too, if it is new. CodeConflict: the id is taken. CodeNotFound: the team does
+// too, if it is new. CodeConflict: the id or the name is taken. CodeNotFound: the team does
 // not exist.
 func (s *Store) CreateCapsule(ctx context.Context, c nestbox.Capsule, host nestbox.HostInfo) error {
 	metadata, err := json.Marshal(c.Metadata)
@@ -29,14 +30,18 @@ func (s *Store) CreateCapsule(ctx context.Context, c nestbox.Capsule, host nestb
 	if err != nil {
 		return fail("create a capsule", err)
 	}
+	env, err := json.Marshal(orEmpty(slices.Sorted(maps.Keys(c.Env))))
+	if err != nil {
+		return fail("create a capsule", err)
+	}
 	return s.change(ctx, "create a capsule", func(tx tx) error {
 		if err := saveHost(ctx, tx, host); err != nil {
 			return err
 		}
-		_, err := tx.exec(ctx, `INSERT INTO capsules (`+capsuleColumns+`) VALUES (`+marks(18)+`)`,
+		_, err := tx.exec(ctx, `INSERT INTO capsules (`+capsuleColumns+`) VALUES (`+marks(21)+`)`,
 			c.ID, c.TeamID, host.ID, c.Template, nestbox.StateStarting, clean(c.Reason),
 			c.Resources.VCPUs, c.Resources.MemoryMB, c.Resources.DiskMB, c.Resources.PidsMax,
-			c.TimeoutSec, string(metadata), micros(c.CreatedAt), 0, micros(c.CreatedAt), micros(c.CreatedAt), string(network), "{}")
+			c.TimeoutSec, string(metadata), micros(c.CreatedAt), 0, micros(c.CreatedAt), micros(c.CreatedAt), string(network), "{}", c.Name, c.Hostname, string(env))
 		return err
 	})
 }
@@ -45,6 +50,26 @@ func (s *Store) CreateCapsule(ctx context.Context, c nestbox.Capsule, host nestb
 func (s *Store) Capsule(ctx context.Context, id string) (nestbox.Capsule, error) {
 	c, err := scanCapsule(s.queryRow(ctx, `SELECT `+capsuleColumns+` FROM capsules WHERE id = ?`, id))
 	return c, fail("read a capsule", unknownCapsule(err))
+}
+
+// CapsuleByName returns a team's capsule of a name: the live one, or else the newest.
+// CodeNotFound.
+func (s *Store) CapsuleByName(ctx context.Context, teamID, name string) (nestbox.Capsule, error) {
+	query := `SELECT ` + capsuleColumns + ` FROM capsules WHERE team_id = ? AND name = ?
+		ORDER BY CASE WHEN state IN (` + marks(len(namedStates)) + `) THEN 0 ELSE 1 END, created_at DESC, id LIMIT 1`
+	c, err := scanCapsule(s.queryRow(ctx, query, append([]any{teamID, name}, anys(namedStates)...)...))
+	return c, fail("read a capsule", unknownCapsule(err))
+}
+
+// namedStates are those of capsules whose names are taken, as the index of the schema
+// has it.
+var namedStates = []nestbox.CapsuleState{nestbox.StateStarting, nestbox.StateRunning, nestbox.StateMissing}
+
+func orEmpty(list []string) []string {
+	if list == nil {
+		return []string{}
+	}
+	return list
 }
 
 func unknownCapsule(err error) error { return notFound(err, "capsule not found") }
@@ -105,6 +130,7 @@ func (s *Store) CapsulesOfTeam(ctx context.Context, teamID string, p Page) (_ []
 			for _, settings := range c.Ports {
 				bytes += len(settings.HostHeader) + len(strings.Join(settings.CORSOrigins, ""))
 			}
+			bytes += len(strings.Join(c.EnvNames, ""))
 			page = append(page, c)
 		}
 	}
@@ -245,11 +271,11 @@ func oldQuery(before time.Time, limit int) (query string, args []any) {
 }
 
 func scanCapsule(r row) (c nestbox.Capsule, err error) {
-	var metadata, network, ports string
+	var metadata, network, ports, env string
 	var created, started, active, updated int64
 	err = r.Scan(&c.ID, &c.TeamID, &c.HostID, &c.Template, &c.State, &c.Reason,
 		&c.Resources.VCPUs, &c.Resources.MemoryMB, &c.Resources.DiskMB, &c.Resources.PidsMax,
-		&c.TimeoutSec, &metadata, &created, &started, &active, &updated, &network, &ports)
+		&c.TimeoutSec, &metadata, &created, &started, &active, &updated, &network, &ports, &c.Name, &c.Hostname, &env)
 	if err != nil {
 		return nestbox.Capsule{}, err
 	}
@@ -260,6 +286,11 @@ func scanCapsule(r row) (c nestbox.Capsule, err error) {
 	}
 	if err := json.Unmarshal([]byte(network), &c.Network); err != nil {
 		return nestbox.Capsule{}, fmt.Errorf("network of capsule %s: %w", c.ID, err)
+	}
+	if env != "[]" { // as of most
+		if err := json.Unmarshal([]byte(env), &c.EnvNames); err != nil {
+			return nestbox.Capsule{}, fmt.Errorf("environment of capsule %s: %w", c.ID, err)
+		}
 	}
 	if ports == "{}" { // as of most
 		return c, nil

@@ -36,6 +36,9 @@ func specToWire(s nestbox.CapsuleSpec) *hostv1.CapsuleSpec {
 		},
 		TimeoutSec: int64(s.TimeoutSec),
 		Metadata:   s.Metadata,
+		Name:       s.Name,
+		Hostname:   s.Hostname,
+		Env:        s.Env,
 	}
 }
 
@@ -55,6 +58,9 @@ func specFromWire(s *hostv1.CapsuleSpec) nestbox.CapsuleSpec {
 		},
 		TimeoutSec: int(s.GetTimeoutSec()),
 		Metadata:   s.GetMetadata(),
+		Name:       s.GetName(),
+		Hostname:   s.GetHostname(),
+		Env:        s.GetEnv(),
 		Network:    network,
 	}
 }

@@ -1,6 +1,7 @@
 package gvisor
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -80,6 +81,7 @@ const (
 // writeBundle writes what runsc starts the sandbox from. It holds envd's token,
 // and is for root's eyes only, as is the directory.
 func (d *Driver) writeBundle(spec sandbox.Spec, firstUID uint32) error {
+	spec.Hostname = cmp.Or(spec.Hostname, spec.ID)
 	config, err := json.Marshal(d.ociSpec(spec, firstUID))
 	if err != nil {
 		return err
@@ -90,8 +92,8 @@ func (d *Driver) writeBundle(spec sandbox.Spec, firstUID uint32) error {
 		owner uint32
 	}{
 		configFile:    {string(config), 0o600, 0},
-		"hostname":    {spec.ID + "\n", 0o644, firstUID},
-		"hosts":       {fmt.Sprintf("127.0.0.1\tlocalhost %s\n::1\tlocalhost ip6-localhost ip6-loopback\n", spec.ID), 0o644, firstUID},
+		"hostname":    {spec.Hostname + "\n", 0o644, firstUID},
+		"hosts":       {fmt.Sprintf("127.0.0.1\tlocalhost %s\n::1\tlocalhost ip6-localhost ip6-loopback\n", spec.Hostname), 0o644, firstUID},
 		"resolv.conf": {d.resolvConf(), 0o644, firstUID},
 	} {
 		path := filepath.Join(d.bundle(spec.ID), name)
@@ -124,7 +126,7 @@ func (d *Driver) ociSpec(spec sandbox.Spec, firstUID uint32) *specs.Spec {
 	ids := []specs.LinuxIDMapping{{ContainerID: 0, HostID: firstUID, Size: uidsEach}}
 	return &specs.Spec{
 		Version:  "1.2.0",
-		Hostname: spec.ID,
+		Hostname: spec.Hostname,
 		Root:     &specs.Root{Path: d.rootfs()},
 		Process: &specs.Process{
 			Args: []string{image.EnvdPath, "--max-pids=" + strconv.Itoa(r.PidsMax)},

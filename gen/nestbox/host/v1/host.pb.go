@@ -238,6 +238,9 @@ type CapsuleSpec struct {
 	TimeoutSec    int64                  `protobuf:"varint,3,opt,name=timeout_sec,json=timeoutSec,proto3" json:"timeout_sec,omitempty"`
 	Metadata      map[string]string      `protobuf:"bytes,4,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	Network       *NetworkPolicy         `protobuf:"bytes,5,opt,name=network,proto3" json:"network,omitempty"` // absent = nothing was said
+	Name          string                 `protobuf:"bytes,6,opt,name=name,proto3" json:"name,omitempty"`
+	Hostname      string                 `protobuf:"bytes,7,opt,name=hostname,proto3" json:"hostname,omitempty"`                                                                 // "" = the id
+	Env           map[string]string      `protobuf:"bytes,8,rep,name=env,proto3" json:"env,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // of all processes
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -303,6 +306,27 @@ func (x *CapsuleSpec) GetMetadata() map[string]string {
 func (x *CapsuleSpec) GetNetwork() *NetworkPolicy {
 	if x != nil {
 		return x.Network
+	}
+	return nil
+}
+
+func (x *CapsuleSpec) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CapsuleSpec) GetHostname() string {
+	if x != nil {
+		return x.Hostname
+	}
+	return ""
+}
+
+func (x *CapsuleSpec) GetEnv() map[string]string {
+	if x != nil {
+		return x.Env
 	}
 	return nil
 }
@@ -1243,15 +1267,21 @@ const file_nestbox_host_v1_host_proto_rawDesc = "" +
 	"\x05vcpus\x18\x01 \x01(\x05R\x05vcpus\x12\x1b\n" +
 	"\tmemory_mb\x18\x02 \x01(\x05R\bmemoryMb\x12\x17\n" +
 	"\adisk_mb\x18\x03 \x01(\x05R\x06diskMb\x12\x19\n" +
-	"\bpids_max\x18\x04 \x01(\x05R\apidsMax\"\xc3\x02\n" +
+	"\bpids_max\x18\x04 \x01(\x05R\apidsMax\"\xe4\x03\n" +
 	"\vCapsuleSpec\x12\x1a\n" +
 	"\btemplate\x18\x01 \x01(\tR\btemplate\x128\n" +
 	"\tresources\x18\x02 \x01(\v2\x1a.nestbox.host.v1.ResourcesR\tresources\x12\x1f\n" +
 	"\vtimeout_sec\x18\x03 \x01(\x03R\n" +
 	"timeoutSec\x12F\n" +
 	"\bmetadata\x18\x04 \x03(\v2*.nestbox.host.v1.CapsuleSpec.MetadataEntryR\bmetadata\x128\n" +
-	"\anetwork\x18\x05 \x01(\v2\x1e.nestbox.host.v1.NetworkPolicyR\anetwork\x1a;\n" +
+	"\anetwork\x18\x05 \x01(\v2\x1e.nestbox.host.v1.NetworkPolicyR\anetwork\x12\x12\n" +
+	"\x04name\x18\x06 \x01(\tR\x04name\x12\x1a\n" +
+	"\bhostname\x18\a \x01(\tR\bhostname\x127\n" +
+	"\x03env\x18\b \x03(\v2%.nestbox.host.v1.CapsuleSpec.EnvEntryR\x03env\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a6\n" +
+	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"v\n" +
 	"\rNetworkPolicy\x12\x1a\n" +
@@ -1336,7 +1366,7 @@ func file_nestbox_host_v1_host_proto_rawDescGZIP() []byte {
 	return file_nestbox_host_v1_host_proto_rawDescData
 }
 
-var file_nestbox_host_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_nestbox_host_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_nestbox_host_v1_host_proto_goTypes = []any{
 	(*InfoRequest)(nil),           // 0: nestbox.host.v1.InfoRequest
 	(*InfoResponse)(nil),          // 1: nestbox.host.v1.InfoResponse
@@ -1360,45 +1390,47 @@ var file_nestbox_host_v1_host_proto_goTypes = []any{
 	(*WatchDeathsRequest)(nil),    // 19: nestbox.host.v1.WatchDeathsRequest
 	(*WatchDeathsResponse)(nil),   // 20: nestbox.host.v1.WatchDeathsResponse
 	nil,                           // 21: nestbox.host.v1.CapsuleSpec.MetadataEntry
-	(*timestamppb.Timestamp)(nil), // 22: google.protobuf.Timestamp
+	nil,                           // 22: nestbox.host.v1.CapsuleSpec.EnvEntry
+	(*timestamppb.Timestamp)(nil), // 23: google.protobuf.Timestamp
 }
 var file_nestbox_host_v1_host_proto_depIdxs = []int32{
-	22, // 0: nestbox.host.v1.InfoResponse.started_at:type_name -> google.protobuf.Timestamp
+	23, // 0: nestbox.host.v1.InfoResponse.started_at:type_name -> google.protobuf.Timestamp
 	2,  // 1: nestbox.host.v1.CapsuleSpec.resources:type_name -> nestbox.host.v1.Resources
 	21, // 2: nestbox.host.v1.CapsuleSpec.metadata:type_name -> nestbox.host.v1.CapsuleSpec.MetadataEntry
 	4,  // 3: nestbox.host.v1.CapsuleSpec.network:type_name -> nestbox.host.v1.NetworkPolicy
-	22, // 4: nestbox.host.v1.Status.created_at:type_name -> google.protobuf.Timestamp
-	22, // 5: nestbox.host.v1.Status.unresponsive_since:type_name -> google.protobuf.Timestamp
-	3,  // 6: nestbox.host.v1.CreateRequest.spec:type_name -> nestbox.host.v1.CapsuleSpec
-	5,  // 7: nestbox.host.v1.CreateResponse.status:type_name -> nestbox.host.v1.Status
-	5,  // 8: nestbox.host.v1.GetResponse.status:type_name -> nestbox.host.v1.Status
-	5,  // 9: nestbox.host.v1.ListResponse.statuses:type_name -> nestbox.host.v1.Status
-	4,  // 10: nestbox.host.v1.SetNetworkRequest.policy:type_name -> nestbox.host.v1.NetworkPolicy
-	4,  // 11: nestbox.host.v1.NetworkResponse.policy:type_name -> nestbox.host.v1.NetworkPolicy
-	18, // 12: nestbox.host.v1.NetworkResponse.recent:type_name -> nestbox.host.v1.NetworkFlow
-	22, // 13: nestbox.host.v1.NetworkFlow.at:type_name -> google.protobuf.Timestamp
-	5,  // 14: nestbox.host.v1.WatchDeathsResponse.status:type_name -> nestbox.host.v1.Status
-	0,  // 15: nestbox.host.v1.HostService.Info:input_type -> nestbox.host.v1.InfoRequest
-	6,  // 16: nestbox.host.v1.HostService.Create:input_type -> nestbox.host.v1.CreateRequest
-	8,  // 17: nestbox.host.v1.HostService.Destroy:input_type -> nestbox.host.v1.DestroyRequest
-	10, // 18: nestbox.host.v1.HostService.Get:input_type -> nestbox.host.v1.GetRequest
-	12, // 19: nestbox.host.v1.HostService.List:input_type -> nestbox.host.v1.ListRequest
-	14, // 20: nestbox.host.v1.HostService.SetNetwork:input_type -> nestbox.host.v1.SetNetworkRequest
-	16, // 21: nestbox.host.v1.HostService.Network:input_type -> nestbox.host.v1.NetworkRequest
-	19, // 22: nestbox.host.v1.HostService.WatchDeaths:input_type -> nestbox.host.v1.WatchDeathsRequest
-	1,  // 23: nestbox.host.v1.HostService.Info:output_type -> nestbox.host.v1.InfoResponse
-	7,  // 24: nestbox.host.v1.HostService.Create:output_type -> nestbox.host.v1.CreateResponse
-	9,  // 25: nestbox.host.v1.HostService.Destroy:output_type -> nestbox.host.v1.DestroyResponse
-	11, // 26: nestbox.host.v1.HostService.Get:output_type -> nestbox.host.v1.GetResponse
-	13, // 27: nestbox.host.v1.HostService.List:output_type -> nestbox.host.v1.ListResponse
-	15, // 28: nestbox.host.v1.HostService.SetNetwork:output_type -> nestbox.host.v1.SetNetworkResponse
-	17, // 29: nestbox.host.v1.HostService.Network:output_type -> nestbox.host.v1.NetworkResponse
-	20, // 30: nestbox.host.v1.HostService.WatchDeaths:output_type -> nestbox.host.v1.WatchDeathsResponse
-	23, // [23:31] is the sub-list for method output_type
-	15, // [15:23] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	22, // 4: nestbox.host.v1.CapsuleSpec.env:type_name -> nestbox.host.v1.CapsuleSpec.EnvEntry
+	23, // 5: nestbox.host.v1.Status.created_at:type_name -> google.protobuf.Timestamp
+	23, // 6: nestbox.host.v1.Status.unresponsive_since:type_name -> google.protobuf.Timestamp
+	3,  // 7: nestbox.host.v1.CreateRequest.spec:type_name -> nestbox.host.v1.CapsuleSpec
+	5,  // 8: nestbox.host.v1.CreateResponse.status:type_name -> nestbox.host.v1.Status
+	5,  // 9: nestbox.host.v1.GetResponse.status:type_name -> nestbox.host.v1.Status
+	5,  // 10: nestbox.host.v1.ListResponse.statuses:type_name -> nestbox.host.v1.Status
+	4,  // 11: nestbox.host.v1.SetNetworkRequest.policy:type_name -> nestbox.host.v1.NetworkPolicy
+	4,  // 12: nestbox.host.v1.NetworkResponse.policy:type_name -> nestbox.host.v1.NetworkPolicy
+	18, // 13: nestbox.host.v1.NetworkResponse.recent:type_name -> nestbox.host.v1.NetworkFlow
+	23, // 14: nestbox.host.v1.NetworkFlow.at:type_name -> google.protobuf.Timestamp
+	5,  // 15: nestbox.host.v1.WatchDeathsResponse.status:type_name -> nestbox.host.v1.Status
+	0,  // 16: nestbox.host.v1.HostService.Info:input_type -> nestbox.host.v1.InfoRequest
+	6,  // 17: nestbox.host.v1.HostService.Create:input_type -> nestbox.host.v1.CreateRequest
+	8,  // 18: nestbox.host.v1.HostService.Destroy:input_type -> nestbox.host.v1.DestroyRequest
+	10, // 19: nestbox.host.v1.HostService.Get:input_type -> nestbox.host.v1.GetRequest
+	12, // 20: nestbox.host.v1.HostService.List:input_type -> nestbox.host.v1.ListRequest
+	14, // 21: nestbox.host.v1.HostService.SetNetwork:input_type -> nestbox.host.v1.SetNetworkRequest
+	16, // 22: nestbox.host.v1.HostService.Network:input_type -> nestbox.host.v1.NetworkRequest
+	19, // 23: nestbox.host.v1.HostService.WatchDeaths:input_type -> nestbox.host.v1.WatchDeathsRequest
+	1,  // 24: nestbox.host.v1.HostService.Info:output_type -> nestbox.host.v1.InfoResponse
+	7,  // 25: nestbox.host.v1.HostService.Create:output_type -> nestbox.host.v1.CreateResponse
+	9,  // 26: nestbox.host.v1.HostService.Destroy:output_type -> nestbox.host.v1.DestroyResponse
+	11, // 27: nestbox.host.v1.HostService.Get:output_type -> nestbox.host.v1.GetResponse
+	13, // 28: nestbox.host.v1.HostService.List:output_type -> nestbox.host.v1.ListResponse
+	15, // 29: nestbox.host.v1.HostService.SetNetwork:output_type -> nestbox.host.v1.SetNetworkResponse
+	17, // 30: nestbox.host.v1.HostService.Network:output_type -> nestbox.host.v1.NetworkResponse
+	20, // 31: nestbox.host.v1.HostService.WatchDeaths:output_type -> nestbox.host.v1.WatchDeathsResponse
+	24, // [24:32] is the sub-list for method output_type
+	16, // [16:24] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_nestbox_host_v1_host_proto_init() }
@@ -1412,7 +1444,7 @@ func file_nestbox_host_v1_host_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_nestbox_host_v1_host_proto_rawDesc), len(file_nestbox_host_v1_host_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   22,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -29,6 +29,33 @@ type ProcessSpec struct {
 	Merge       bool
 	Timeout     time.Duration // 0 = none; then the whole tree is killed, with ReasonTimeout
 	IdleTimeout time.Duration // 0 = none; after so long without output it is killed, with ReasonIdle
+	// OnConflict is what to do if a live process has the Tag; "" = CodeConflict.
+	OnConflict TagConflict
+	// RequestKey, if not empty, makes asking again safe: of all starts with the same key
+	// one starts a process, and all return it, for as long as it is remembered. CodeConflict:
+	// the key was used with another spec.
+	RequestKey string
+}
+
+// TagConflict is what a start does if a live process has its tag.
+type TagConflict string
+
+// What can be done.
+const (
+	ConflictReplace TagConflict = "replace" // end that process, with SIGTERM and after five seconds SIGKILL, and start
+	ConflictReturn  TagConflict = "return"  // start nothing, and return that process
+)
+
+// MaxRequestKey is how long a RequestKey may be, in bytes.
+const MaxRequestKey = 255
+
+// ValidateRequestKey returns CodeInvalid for what cannot be a key: it is of printable
+// ASCII characters.
+func ValidateRequestKey(key string) error {
+	if len(key) > MaxRequestKey || strings.ContainsFunc(key, func(r rune) bool { return r < ' ' || r > '~' }) {
+		return Errorf(CodeInvalid, "an idempotency key has at most %d printable ASCII characters", MaxRequestKey)
+	}
+	return nil
 }
 
 // Terminal is the terminal of a process. Zero values mean the defaults.
@@ -106,6 +133,12 @@ func (s ProcessSpec) Validate() error {
 		return Errorf(CodeInvalid, "user is not a valid name, nor user:group")
 	case s.Timeout < 0:
 		return Errorf(CodeInvalid, "timeout is negative")
+	case s.OnConflict != "" && s.OnConflict != ConflictReplace && s.OnConflict != ConflictReturn:
+		return Errorf(CodeInvalid, "on_conflict %.40q is neither replace nor return", s.OnConflict)
+	case s.OnConflict != "" && s.Tag == "":
+		return Errorf(CodeInvalid, "on_conflict needs a tag")
+	case ValidateRequestKey(s.RequestKey) != nil:
+		return ValidateRequestKey(s.RequestKey)
 	case s.IdleTimeout < 0:
 		return Errorf(CodeInvalid, "idle_timeout is negative")
 	case s.Merge && s.Terminal != nil:

@@ -35,6 +35,8 @@ type Cmd struct {
 	Tag     string            // empty = a new one; Process has it
 	Timeout time.Duration     // 0 = none; to the second, rounded up
 
+	// OnConflict is what to do if a live process has the Tag; "" = CodeConflict.
+	OnConflict nestbox.TagConflict
 	// IdleTimeout has it killed after so long without output; 0 = never; to the second.
 	IdleTimeout time.Duration
 	// Merge has standard error be standard output, so that what is written to both keeps
@@ -141,7 +143,7 @@ func (c *Cmd) Start() error {
 	}
 	spec := nestbox.ProcessSpec{
 		Cmd: c.Path, Args: c.Args, Env: c.Env, Cwd: c.Dir, User: c.User, Tag: c.Tag,
-		Stdin: c.Stdin != nil, Timeout: c.Timeout, IdleTimeout: c.IdleTimeout, Merge: c.Merge, Terminal: c.Terminal,
+		Stdin: c.Stdin != nil, Timeout: c.Timeout, IdleTimeout: c.IdleTimeout, OnConflict: c.OnConflict, Merge: c.Merge, Terminal: c.Terminal,
 	}
 	until := untilExit
 	if c.UntilClosed {

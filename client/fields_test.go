@@ -19,5 +19,5 @@ func TestEveryFieldIsRead(t *testing.T) {
 	fieldtest.Matters(t, func(b watchFrame) any { return b.domain() })
 	fieldtest.Matters(t, func(b unpackedBody) any { return b.domain() })
 	fieldtest.Matters(t, func(s nestbox.CapsuleSpec) any { return createBodyOf(s) })
-	fieldtest.Matters(t, func(s nestbox.ProcessSpec) any { return execBodyOf(s) })
+	fieldtest.Matters(t, func(s nestbox.ProcessSpec) any { return execBodyOf(s) }, "ProcessSpec.RequestKey") // a header
 }

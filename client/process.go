@@ -26,9 +26,13 @@ type Processes struct {
 //
 // If the connection breaks while the answer is awaited, Start asks for the
 // process by the tag it chose. With a tag in spec it cannot tell, and returns
-// CodeUnavailable: the process may have been started or not.
+// CodeUnavailable: the process may have been started or not. With a RequestKey the
+// request is repeated, and starts one process however often it is.
 func (p *Processes) Start(ctx context.Context, spec nestbox.ProcessSpec) (nestbox.Process, error) {
-	spec, own := ownTag(spec)
+	own := false
+	if spec.RequestKey == "" { // else asking again is enough
+		spec, own = ownTag(spec)
+	}
 	body := execBodyOf(spec)
 	body.Background = true
 	var out struct {
@@ -36,7 +40,14 @@ func (p *Processes) Start(ctx context.Context, spec nestbox.ProcessSpec) (nestbo
 		PID int    `json:"pid"`
 		Tag string `json:"tag"`
 	}
-	err := p.c.call(ctx, http.MethodPost, capsulePath(p.capsule, "/exec"), nil, body, &out)
+	req := request{method: http.MethodPost, path: capsulePath(p.capsule, "/exec"), json: body}
+	if spec.RequestKey != "" {
+		req.header, req.repeatable = http.Header{"Idempotency-Key": {spec.RequestKey}}, true
+	}
+	res, err := p.c.send(ctx, req)
+	if err == nil {
+		err = decode(res, &out)
+	}
 	if err != nil {
 		return p.startedAnyway(ctx, spec.Tag, own, err)
 	}
@@ -340,6 +351,7 @@ type execBody struct {
 	Tag        string            `json:"tag,omitempty"`
 	TimeoutSec int               `json:"timeout_sec,omitempty"`
 	IdleSec    int               `json:"idle_timeout_sec,omitempty"`
+	OnConflict string            `json:"on_conflict,omitempty"`
 	Merge      bool              `json:"merge,omitempty"`
 	Stdin      bool              `json:"stdin,omitempty"`
 	Terminal   *terminalBody     `json:"terminal,omitempty"`
@@ -350,7 +362,7 @@ type execBody struct {
 
 func execBodyOf(s nestbox.ProcessSpec) execBody {
 	return execBody{
-		Cmd: s.Cmd, Args: s.Args, Envs: s.Env, Cwd: nestbox.PathText(s.Cwd), User: s.User, Tag: s.Tag, Stdin: s.Stdin,
+		Cmd: s.Cmd, Args: s.Args, Envs: s.Env, Cwd: nestbox.PathText(s.Cwd), User: s.User, Tag: s.Tag, Stdin: s.Stdin, OnConflict: string(s.OnConflict),
 		TimeoutSec: int(math.Ceil(s.Timeout.Seconds())), IdleSec: int(math.Ceil(s.IdleTimeout.Seconds())), Merge: s.Merge, Terminal: terminalBodyOf(s.Terminal),
 	}
 }

@@ -259,3 +259,37 @@ func TestRealDescendants(t *testing.T) {
 		return false
 	}, patience, 10*time.Millisecond)
 }
+
+// TestStartAgain: asking again, with a key or for a tag that is taken, starts nothing more
+// than was asked for.
+func TestStartAgain(t *testing.T) {
+	t.Parallel()
+	r := newRealRig(t)
+	start := func(body string, headers ...string) (out execStarted) {
+		t.Helper()
+		headers = append([]string{apiKeyHeader, r.key, "Content-Type", "application/json"}, headers...)
+		r.request(http.MethodPost, execPath, strings.NewReader(body), headers...).expect(http.StatusAccepted).decode(&out)
+		return out
+	}
+	const sleep = `{"cmd":"sleep","args":["1000"],"background":true,"tag":"web"`
+	first := start(sleep+`}`, "Idempotency-Key", "one")
+	require.Equal(t, first, start(sleep+`}`, "Idempotency-Key", "one"))
+	require.Equal(t, first, start(`{"cmd":"true","background":true,"tag":"web","on_conflict":"return"}`), "it says what runs")
+	r.call(http.MethodPost, execPath, sleep+`}`).fails(http.StatusConflict, "conflict")
+	second := start(sleep + `,"on_conflict":"replace"}`)
+	require.NotEqual(t, first.ID, second.ID)
+	require.Equal(t, "web", second.Tag)
+	for _, c := range []struct {
+		body, key string
+		status    int
+		code      string
+	}{
+		{`{"cmd":"true","background":true}`, "one", 409, "conflict"},
+		{`{"cmd":"true"}`, "two", 400, "invalid_request"},
+		{`{"cmd":"true","background":true}`, strings.Repeat("x", 256), 400, "invalid_request"},
+		{`{"cmd":"true","background":true,"on_conflict":"return"}`, "", 400, "invalid_request"},
+		{`{"cmd":"true","background":true,"tag":"web","on_conflict":"restart"}`, "", 400, "invalid_request"},
+	} {
+		r.request(http.MethodPost, execPath, strings.NewReader(c.body), apiKeyHeader, r.key, "Content-Type", "application/json", "Idempotency-Key", c.key).fails(c.status, c.code)
+	}
+}

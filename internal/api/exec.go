@@ -25,6 +25,7 @@ type Command struct {
 	Cwd        string            `json:"cwd,omitempty" doc:"Absolute; empty = the user's home"`
 	User       string            `json:"user,omitempty" doc:"Name or number; empty = root"`
 	Tag        string            `json:"tag,omitempty" doc:"A name, unique among the live processes; empty = a new proc-<8 hex>"`
+	OnConflict string            `json:"on_conflict,omitempty" enum:"replace,return" doc:"What to do if a live process has the tag: end it (SIGTERM, after 5 s SIGKILL) and start, or start nothing and return it. Empty = 409"`
 	TimeoutSec int               `json:"timeout_sec,omitempty" minimum:"0" maximum:"31536000" doc:"The whole process tree is killed after so many seconds. 0 = 30 in the foreground, none otherwise"`
 	IdleSec    int               `json:"idle_timeout_sec,omitempty" minimum:"0" maximum:"31536000" doc:"The whole process tree is killed after so many seconds without output; 0 = never"`
 	Merge      bool              `json:"merge,omitempty" doc:"Have standard error be standard output, so that what is written to both keeps its order: over two pipes nobody can tell. All of it is stdout then"`
@@ -56,7 +57,8 @@ func toTerminal(t *nestbox.Terminal) *terminal {
 func (c Command) spec() nestbox.ProcessSpec {
 	return nestbox.ProcessSpec{
 		Cmd: c.Cmd, Args: c.Args, Env: c.Envs, Cwd: c.Cwd, User: c.User, Tag: c.Tag,
-		Timeout: time.Duration(c.TimeoutSec) * time.Second, IdleTimeout: time.Duration(c.IdleSec) * time.Second,
+		OnConflict: nestbox.TagConflict(c.OnConflict),
+		Timeout:    time.Duration(c.TimeoutSec) * time.Second, IdleTimeout: time.Duration(c.IdleSec) * time.Second,
 		Stdin: c.Stdin.Open || c.Stdin.Data != nil, Merge: c.Merge, Terminal: c.Terminal.domain(),
 	}
 }
@@ -121,7 +123,8 @@ type execBody struct {
 
 type execInput struct {
 	CapsulePath
-	Body execBody
+	IdempotencyKey string `header:"Idempotency-Key" doc:"In the background: asking again with the same key starts nothing and answers with the same process, as long as it is remembered"`
+	Body           execBody
 }
 
 // execResult is the answer of a foreground command.
@@ -181,6 +184,9 @@ func (s *server) exec(ctx context.Context, caller control.Caller, in *execInput)
 	if in.Body.Background && input != nil {
 		return nil, nestbox.Errorf(nestbox.CodeInvalid, "body.stdin: in the background standard input is true, and written with POST …/processes/{selector}/stdin")
 	}
+	if spec.RequestKey = in.IdempotencyKey; spec.RequestKey != "" && !in.Body.Background {
+		return nil, nestbox.Errorf(nestbox.CodeInvalid, "Idempotency-Key goes with background: true, whose process is there to be found again")
+	}
 	id, err := s.idOf(ctx, caller, in.ID)
 	if err != nil {
 		return nil, err
@@ -223,7 +229,7 @@ func (s *server) execBackground(ctx context.Context, caller control.Caller, id s
 	}
 	return &written{Body: func(hc huma.Context) {
 		w := beginJSON(hc, http.StatusAccepted)
-		w.value(execStarted{SandboxID: id, Cmd: spec.Cmd, ID: p.ID.String(), PID: p.PID, Tag: p.Tag})
+		w.value(execStarted{SandboxID: id, Cmd: p.Cmd, ID: p.ID.String(), PID: p.PID, Tag: p.Tag})
 		_ = w.end() // the client may be gone
 	}}, nil
 }

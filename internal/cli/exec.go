@@ -24,6 +24,7 @@ type execFlags struct {
 	env            envFlags
 	timeout, idle  time.Duration
 	merge          bool
+	onConflict     string
 }
 
 func newExec(a *app) *cobra.Command {
@@ -107,6 +108,7 @@ func commandArgs(cmd *cobra.Command, args []string) ([]string, error) {
 func (f *execFlags) addTo(fl *pflag.FlagSet) {
 	fl.StringVar(&f.tag, "tag", "", "name of the process (default a new one)")
 	f.env.add(fl)
+	fl.StringVar(&f.onConflict, "on-conflict", "", "if a live process has the tag: replace it, or return it and start nothing (default an error)")
 	fl.StringVarP(&f.dir, "workdir", "w", "", "working directory (default the user's home)")
 	fl.StringVarP(&f.user, "user", "u", "", "user or user:group, by name or number (default root)")
 }
@@ -114,7 +116,7 @@ func (f *execFlags) addTo(fl *pflag.FlagSet) {
 func (f execFlags) spec(lookup func(string) (string, bool), command []string) (nestbox.ProcessSpec, error) {
 	spec := nestbox.ProcessSpec{
 		Cmd: command[0], Args: command[1:], Cwd: f.dir, User: f.user, Tag: f.tag,
-		Stdin: f.stdin, Timeout: f.timeout, IdleTimeout: f.idle, Merge: f.merge,
+		Stdin: f.stdin, Timeout: f.timeout, IdleTimeout: f.idle, Merge: f.merge, OnConflict: nestbox.TagConflict(f.onConflict),
 	}
 	var err error
 	if spec.Env, err = f.env.read(lookup); err != nil {
@@ -147,6 +149,7 @@ func (a *app) execAttached(ctx context.Context, capsule *client.Capsule, spec ne
 	cmd := capsule.CommandContext(ctx, spec.Cmd, spec.Args...)
 	cmd.Env, cmd.Dir, cmd.User, cmd.Tag, cmd.Timeout = spec.Env, spec.Cwd, spec.User, spec.Tag, spec.Timeout
 	cmd.Terminal, cmd.IdleTimeout, cmd.Merge = spec.Terminal, spec.IdleTimeout, spec.Merge
+	cmd.OnConflict = spec.OnConflict
 	cmd.Stdout, cmd.Stderr = a.Out, a.Err
 	var captured execJSON
 	if a.json {

@@ -66,6 +66,8 @@ const (
 	FeatureTree Feature = "tree"
 	// FeatureMerge: standard output and error of a process can be one stream.
 	FeatureMerge Feature = "merge"
+	// FeatureStartAgain: a start knows OnConflict and RequestKey.
+	FeatureStartAgain Feature = "start-again"
 	// FeatureIdleTimeout: a process can be killed for its silence.
 	FeatureIdleTimeout Feature = "idle-timeout"
 	// FeaturePutFile: Files.Write of little is one message on the wire.
@@ -77,6 +79,7 @@ func Features() []Feature {
 	return []Feature{
 		FeatureProcessID, FeatureKillBiggest, FeatureTerminal, FeatureWatch, FeatureArchive, FeatureReadFrom, FeatureWriteOptions,
 		FeaturePutFile, FeatureMerge, FeatureIdleTimeout, FeatureLocate, FeatureTree,
+		FeatureStartAgain,
 	}
 }
 
@@ -90,7 +93,8 @@ type Processes interface {
 	// reader and the caller.
 	//
 	// CodeInvalid: bad spec, or no such program, user or directory.
-	// CodeConflict: a live process has the tag. CodeExhausted: no more
+	// CodeConflict: a live process has the tag, or the key was used for another spec.
+	// CodeExhausted: no more
 	// processes can be started.
 	Start(ctx context.Context, spec nestbox.ProcessSpec, attach *Attach) (nestbox.Process, OutputReader, error)
 

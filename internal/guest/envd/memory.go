@@ -25,6 +25,9 @@ func (t *table) retire(p *process) {
 	for _, old := range gone {
 		t.argBytes -= old.argBytes()
 		delete(t.byID, old.id)
+		for _, key := range old.requestKeys {
+			delete(t.requests, key)
+		}
 		if t.byPID[old.pid] == old {
 			delete(t.byPID, old.pid)
 		}

@@ -41,6 +41,8 @@ type process struct {
 
 	done chan struct{} // closed when the exit is recorded
 
+	requestKeys []string // that led to it; guarded by table.mu
+
 	mu      sync.Mutex
 	args    []string
 	argsCut bool               // args are only the first of them

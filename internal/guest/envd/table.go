@@ -51,7 +51,8 @@ type table struct {
 	byID     map[nestbox.ProcessID]*process // live and exited
 	byPID    map[int]*process               // the newest of each number
 	byTag    map[string]*process            // the newest of each name
-	starting map[string]struct{}            // names of starts that are going on
+	starting map[string]chan struct{}       // names of starts that are going on; closed when they are done
+	requests map[string]*request            // by RequestKey, as long as their processes are remembered
 	argBytes int                            // of arguments that are kept
 	argsCut  int                            // of exited, the first so many have theirs cut
 }
@@ -85,7 +86,8 @@ func newTable(limits Limits, cgroups string, log *slog.Logger) (*table, error) {
 		byID:     map[nestbox.ProcessID]*process{},
 		byPID:    map[int]*process{},
 		byTag:    map[string]*process{},
-		starting: map[string]struct{}{},
+		starting: map[string]chan struct{}{},
+		requests: map[string]*request{},
 		treeTurn: make(chan struct{}, 1),
 	}
 	t.budget = outputlog.NewBudget(limits.Output, t.forgetOldestOutput)
@@ -119,9 +121,22 @@ func (t *table) Start(ctx context.Context, spec nestbox.ProcessSpec, attach *gue
 		return nestbox.Process{}, nil, errClosed()
 	}
 	defer t.group.leave()
-	tag, err := t.reserveTag(spec.Tag)
+	if spec.RequestKey != "" {
+		return t.startOnce(ctx, spec, attach)
+	}
+	_, record, reader, err := t.startTagged(ctx, spec, attach)
+	return record, reader, err
+}
+
+// startTagged starts a process, or finds the one that has its tag, if that is asked for.
+func (t *table) startTagged(ctx context.Context, spec nestbox.ProcessSpec, attach *guest.Attach) (*process, nestbox.Process, guest.OutputReader, error) {
+	tag, there, err := t.takeTag(ctx, spec)
 	if err != nil {
-		return nestbox.Process{}, nil, err
+		return nil, nestbox.Process{}, nil, err
+	}
+	if there != nil {
+		record, reader, err := existing(there, attach)
+		return there, record, reader, err
 	}
 	defer t.releaseTag(tag)
 
@@ -136,14 +151,14 @@ func (t *table) Start(ctx context.Context, spec nestbox.ProcessSpec, attach *gue
 	if attach != nil {
 		r, err := p.log.Attach(*attach)
 		if err != nil {
-			return nestbox.Process{}, nil, err
+			return nil, nestbox.Process{}, nil, err
 		}
 		reader = r
 	}
 	if err := t.exec(p, spec); err != nil {
-		return nestbox.Process{}, nil, err
+		return nil, nestbox.Process{}, nil, err
 	}
-	return p.record(), reader, nil
+	return p, p.record(), reader, nil
 }
 
 // newMark returns a name for a tree that no other has on this machine.
@@ -226,13 +241,14 @@ func (t *table) reserveTag(tag string) (string, error) {
 	for tag == "" || t.byTag[tag] != nil && taken(tag) {
 		tag = nestbox.NewTag()
 	}
-	t.starting[tag] = struct{}{}
+	t.starting[tag] = make(chan struct{})
 	return tag, nil
 }
 
 func (t *table) releaseTag(tag string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	close(t.starting[tag])
 	delete(t.starting, tag)
 }
 

@@ -24,6 +24,7 @@ func (p processes) Start(ctx context.Context, spec nestbox.ProcessSpec, attach *
 	}
 	for feature, asked := range map[guest.Feature]bool{
 		guest.FeatureTerminal: spec.Terminal != nil, guest.FeatureMerge: spec.Merge, guest.FeatureIdleTimeout: spec.IdleTimeout > 0,
+		guest.FeatureStartAgain: spec.OnConflict != "" || spec.RequestKey != "",
 	} {
 		if !asked {
 			continue

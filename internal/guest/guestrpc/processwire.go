@@ -23,6 +23,9 @@ func specToWire(s nestbox.ProcessSpec) *guestv1.ProcessSpec {
 		Tag:   s.Tag,
 		Stdin: s.Stdin,
 		Merge: s.Merge,
+
+		OnConflict: string(s.OnConflict),
+		RequestKey: s.RequestKey,
 	}
 	if s.Timeout != 0 {
 		out.Timeout = durationpb.New(s.Timeout)
@@ -82,6 +85,9 @@ func specFromWire(s *guestv1.ProcessSpec) nestbox.ProcessSpec {
 		Timeout: s.GetTimeout().AsDuration(),
 
 		IdleTimeout: s.GetIdleTimeout().AsDuration(),
+
+		OnConflict: nestbox.TagConflict(s.GetOnConflict()),
+		RequestKey: s.GetRequestKey(),
 
 		Terminal: terminalFromWire(s.GetTerminal()),
 	}

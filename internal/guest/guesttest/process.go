@@ -85,6 +85,8 @@ func RunProcesses(t *testing.T, newGuest func(t *testing.T) guest.Guest) {
 		"LogTimes":         testLogTimes,
 		"Tree":             testTree,
 		"Merge":            testMerge,
+		"TagConflict":      testTagConflict,
+		"RequestKey":       testRequestKey,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

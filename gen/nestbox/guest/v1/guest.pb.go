@@ -187,6 +187,8 @@ type ProcessSpec struct {
 	Terminal      *Terminal              `protobuf:"bytes,9,opt,name=terminal,proto3" json:"terminal,omitempty"`                           // needs the feature terminal; absent = pipes
 	Merge         bool                   `protobuf:"varint,10,opt,name=merge,proto3" json:"merge,omitempty"`                               // needs the feature merge
 	IdleTimeout   *durationpb.Duration   `protobuf:"bytes,11,opt,name=idle_timeout,json=idleTimeout,proto3" json:"idle_timeout,omitempty"` // needs the feature idle-timeout
+	OnConflict    string                 `protobuf:"bytes,12,opt,name=on_conflict,json=onConflict,proto3" json:"on_conflict,omitempty"`    // "", replace or return; needs the feature start-again
+	RequestKey    string                 `protobuf:"bytes,13,opt,name=request_key,json=requestKey,proto3" json:"request_key,omitempty"`    // needs the feature start-again
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -296,6 +298,20 @@ func (x *ProcessSpec) GetIdleTimeout() *durationpb.Duration {
 		return x.IdleTimeout
 	}
 	return nil
+}
+
+func (x *ProcessSpec) GetOnConflict() string {
+	if x != nil {
+		return x.OnConflict
+	}
+	return ""
+}
+
+func (x *ProcessSpec) GetRequestKey() string {
+	if x != nil {
+		return x.RequestKey
+	}
+	return ""
 }
 
 type Terminal struct {
@@ -4073,7 +4089,7 @@ const file_nestbox_guest_v1_guest_proto_rawDesc = "" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x129\n" +
 	"\n" +
 	"started_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x12\x1a\n" +
-	"\bfeatures\x18\x03 \x03(\tR\bfeatures\"\xb4\x03\n" +
+	"\bfeatures\x18\x03 \x03(\tR\bfeatures\"\xf6\x03\n" +
 	"\vProcessSpec\x12\x10\n" +
 	"\x03cmd\x18\x01 \x01(\tR\x03cmd\x12\x12\n" +
 	"\x04args\x18\x02 \x03(\tR\x04args\x128\n" +
@@ -4086,7 +4102,11 @@ const file_nestbox_guest_v1_guest_proto_rawDesc = "" +
 	"\bterminal\x18\t \x01(\v2\x1a.nestbox.guest.v1.TerminalR\bterminal\x12\x14\n" +
 	"\x05merge\x18\n" +
 	" \x01(\bR\x05merge\x12<\n" +
-	"\fidle_timeout\x18\v \x01(\v2\x19.google.protobuf.DurationR\vidleTimeout\x1a6\n" +
+	"\fidle_timeout\x18\v \x01(\v2\x19.google.protobuf.DurationR\vidleTimeout\x12\x1f\n" +
+	"\von_conflict\x18\f \x01(\tR\n" +
+	"onConflict\x12\x1f\n" +
+	"\vrequest_key\x18\r \x01(\tR\n" +
+	"requestKey\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"F\n" +

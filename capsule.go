@@ -22,6 +22,10 @@ type Capsule struct {
 	LastActiveAt time.Time
 	UpdatedAt    time.Time
 
+	// Request is the idempotency key with which it was asked for, and a sum of what was
+	// asked; zero = it was asked for without.
+	Request CapsuleRequest
+
 	// EnvNames are the names of what is in Env, in order.
 	EnvNames []string
 
@@ -32,6 +36,9 @@ type Capsule struct {
 	// answered; zero = it does. It is asked of the host and not kept.
 	UnresponsiveSince time.Time
 }
+
+// CapsuleRequest tells the same request for a capsule from another one.
+type CapsuleRequest struct{ Key, Sum string }
 
 // CapsuleSpec is every setting of a capsule: what a caller asks for, what the
 // store and the host agent keep, and what travels between them.

@@ -36,6 +36,25 @@ func (s *Capsules) Create(ctx context.Context, spec nestbox.CapsuleSpec) (*Capsu
 	return s.c.capsuleOf(out), nil
 }
 
+// CreateOnce is Create that is repeated when there is no answer: of all requests with one
+// key one makes a capsule and all return it, as long as the server remembers it, in
+// whatever state it is then. A create that failed leaves its key free. CodeConflict: the
+// key was used for another spec.
+func (s *Capsules) CreateOnce(ctx context.Context, key string, spec nestbox.CapsuleSpec) (*Capsule, error) {
+	res, err := s.c.send(ctx, request{
+		method: http.MethodPost, path: "/v1/capsules", json: createBodyOf(spec),
+		header: http.Header{"Idempotency-Key": {key}}, repeatable: true,
+	})
+	if err != nil {
+		return nil, err
+	}
+	var out capsuleBody
+	if err := decode(res, &out); err != nil {
+		return nil, err
+	}
+	return s.c.capsuleOf(out), nil
+}
+
 // ListCapsules says what to list.
 type ListCapsules struct {
 	All      bool              // also those that stopped or failed

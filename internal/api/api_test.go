@@ -217,3 +217,21 @@ func TestSecondsAndOptional(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, `"2026-01-02T02:04:05Z"`, string(bytes.TrimSpace(b)))
 }
+
+// TestCreateAgain: a create that is asked for again with the same key makes nothing.
+func TestCreateAgain(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	create := func(body string) *answer {
+		return r.request(http.MethodPost, "/v1/capsules", strings.NewReader(body), apiKeyHeader, r.key, "Content-Type", "application/json", "Idempotency-Key", "k")
+	}
+	var first, second capsule
+	got := create(`{"metadata":{"a":"b"}}`)
+	got.expect(http.StatusCreated).decode(&first)
+	require.Empty(t, got.res.Header.Get("Idempotent-Replayed"))
+	got = create(`{"metadata":{"a":"b"}}`)
+	got.expect(http.StatusCreated).decode(&second)
+	require.Equal(t, "true", got.res.Header.Get("Idempotent-Replayed"))
+	require.Equal(t, first.ID, second.ID)
+	create(`{"metadata":{"a":"c"}}`).fails(http.StatusConflict, "conflict")
+}

@@ -115,7 +115,14 @@ func (b createCapsuleBody) spec(byDefault nestbox.NetworkPolicy) nestbox.Capsule
 }
 
 type createCapsuleInput struct {
+	IdempotencyKey string `header:"Idempotency-Key" doc:"Asking again with the same key makes nothing and answers with the same capsule, as long as it is remembered; a create that failed leaves the key free"`
+
 	Body *createCapsuleBody
+}
+
+type createdOutput struct {
+	Replayed string `header:"Idempotent-Replayed" doc:"true: the capsule was made by an earlier request with the same key"`
+	Body     capsule
 }
 
 type capsuleOutput struct {
@@ -185,16 +192,20 @@ func (s *server) registerCapsules() {
 	})
 }
 
-func (s *server) createCapsule(ctx context.Context, caller control.Caller, in *createCapsuleInput) (*capsuleOutput, error) {
+func (s *server) createCapsule(ctx context.Context, caller control.Caller, in *createCapsuleInput) (*createdOutput, error) {
 	var body createCapsuleBody
 	if in.Body != nil {
 		body = *in.Body
 	}
-	c, err := s.control.Capsules.Create(ctx, caller, body.spec(s.control.Capsules.DefaultNetwork()))
+	c, again, err := s.control.Capsules.CreateOnce(ctx, caller, in.IdempotencyKey, body.spec(s.control.Capsules.DefaultNetwork()))
 	if err != nil {
 		return nil, err
 	}
-	return &capsuleOutput{Body: toCapsule(c)}, nil
+	out := &createdOutput{Body: toCapsule(c)}
+	if again {
+		out.Replayed = "true"
+	}
+	return out, nil
 }
 
 func (s *server) listCapsules(ctx context.Context, caller control.Caller, in *listCapsulesInput) (*listCapsulesOutput, error) {

@@ -18,6 +18,7 @@ type Capsules struct {
 	cfg      Config
 	activity *activity
 	network  locks // of changes of a capsule's network
+	secret   func(context.Context) ([]byte, error)
 }
 
 // Bounds of the work that goes on after a caller has left.
@@ -38,6 +39,10 @@ const (
 // CodeUnavailable: the host does not answer. The capsule of a failed create is
 // in StateError with the reason, unless it never got as far.
 func (c *Capsules) Create(ctx context.Context, by Caller, spec nestbox.CapsuleSpec) (nestbox.Capsule, error) {
+	return c.create(ctx, by, spec, nestbox.CapsuleRequest{})
+}
+
+func (c *Capsules) create(ctx context.Context, by Caller, spec nestbox.CapsuleSpec, request nestbox.CapsuleRequest) (nestbox.Capsule, error) {
 	spec = spec.WithDefaults()
 	if spec.Network != nil {
 		policy, err := c.limitSpeed(*spec.Network)
@@ -65,7 +70,7 @@ func (c *Capsules) Create(ctx context.Context, by Caller, spec nestbox.CapsuleSp
 	now := c.cfg.instant()
 	capsule := nestbox.Capsule{
 		ID: nestbox.NewID(nestbox.PrefixCapsule), TeamID: by.TeamID, HostID: host.ID,
-		CapsuleSpec: spec, State: nestbox.StateStarting,
+		CapsuleSpec: spec, State: nestbox.StateStarting, Request: request,
 		CreatedAt: now, LastActiveAt: now, UpdatedAt: now,
 	}
 	// The row comes first: whatever is then left half done, the Reconciler finds.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/nestbox/nestbox"
 )
@@ -462,5 +463,57 @@ func TestListByMetadata(t *testing.T) {
 		require.Empty(t, list(1, map[string]string{"env": "prod", "n": "7"}))
 		require.Empty(t, list(1, map[string]string{"none": ""}))
 		require.Len(t, list(5, nil), 12)
+	})
+}
+
+// TestCreateOnce: of all that ask for a capsule with one key one makes it, also when they
+// ask at the same time, after a restart, and when it has ended.
+func TestCreateOnce(t *testing.T) {
+	onBoth(t, func(t *testing.T, w *world) {
+		ctx := t.Context()
+		spec := nestbox.CapsuleSpec{Metadata: map[string]string{"a": "b"}, Env: map[string]string{"TOKEN": "one"}}
+		var all errgroup.Group
+		ids, made := make([]string, 8), make([]bool, 8)
+		for i := range ids {
+			all.Go(func() error {
+				c, again, err := w.Capsules.CreateOnce(ctx, w.me, "key", spec)
+				ids[i], made[i] = c.ID, !again
+				return err
+			})
+		}
+		require.NoError(t, all.Wait())
+		require.Len(t, slices.Compact(slices.Sorted(slices.Values(ids))), 1)
+		require.Len(t, slices.DeleteFunc(made, func(made bool) bool { return !made }), 1)
+		require.Equal(t, []string{ids[0]}, w.host.has())
+		w.restart()
+		c, again, err := w.Capsules.CreateOnce(ctx, w.me, "key", spec)
+		require.NoError(t, err)
+		require.True(t, again)
+		require.Equal(t, ids[0], c.ID)
+
+		other := spec
+		other.Env = map[string]string{"TOKEN": "two"}
+		_, _, err = w.Capsules.CreateOnce(ctx, w.me, "key", other)
+		requireCode(t, nestbox.CodeConflict, err)
+		_, again, err = w.Capsules.CreateOnce(ctx, w.newTeam(t), "key", other)
+		require.NoError(t, err, "another team")
+		require.False(t, again)
+		_, _, err = w.Capsules.CreateOnce(ctx, w.me, "\n", spec)
+		requireCode(t, nestbox.CodeInvalid, err)
+
+		require.NoError(t, w.Capsules.Destroy(ctx, w.me, c.ID))
+		c, again, err = w.Capsules.CreateOnce(ctx, w.me, "key", spec)
+		require.NoError(t, err)
+		require.True(t, again)
+		require.Equal(t, nestbox.StateStopped, c.State, "it is not made again")
+
+		w.host.failing("Create", nestbox.Errorf(nestbox.CodeExhausted, "no room"))
+		_, _, err = w.Capsules.CreateOnce(ctx, w.me, "failing", spec)
+		requireCode(t, nestbox.CodeExhausted, err)
+		w.host.failing("Create", nil)
+		c, again, err = w.Capsules.CreateOnce(ctx, w.me, "failing", spec)
+		require.NoError(t, err, "what failed leaves its key free")
+		require.False(t, again)
+		require.Equal(t, nestbox.StateRunning, c.State)
 	})
 }

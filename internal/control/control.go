@@ -47,6 +47,7 @@ func New(cfg Config) *Control {
 	keys := &Keys{cfg: cfg, activity: activity}
 	capsules := &Capsules{cfg: cfg, activity: activity, network: newLocks()}
 	ports := &Ports{cfg: cfg, keys: keys, capsules: capsules}
+	capsules.secret = ports.signingSecret
 	return &Control{
 		Keys:       keys,
 		Capsules:   capsules,

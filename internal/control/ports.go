@@ -257,7 +257,7 @@ func checkPort(port uint16) error {
 	return nil
 }
 
-// signingSecret returns the secret of this installation, made at the first
+// signingSecret returns the secret of this installation, for all that it signs, made at the first
 // need. It is not capsule state: it never changes, so it is kept.
 func (p *Ports) signingSecret(ctx context.Context) ([]byte, error) {
 	if secret := p.secret.Load(); secret != nil {

@@ -16,10 +16,11 @@ import (
 )
 
 const capsuleColumns = `id, team_id, host_id, template, state, reason, vcpus, memory_mb, disk_mb, pids_max,
-	timeout_sec, metadata, created_at, started_at, last_active_at, updated_at, network, ports, name, hostname, env_names`
+	timeout_sec, metadata, created_at, started_at, last_active_at, updated_at, network, ports, name, hostname, env_names, request_key, request_sum`
 
 // CreateCapsule adds a capsule that is to start on a host. The host is added
-// too, if it is new. CodeConflict: the id or the name is taken. CodeNotFound: the team does
+// too, if it is new. CodeConflict: the id,
+// the name or the key of its request is taken. CodeNotFound: the team does
 // not exist.
 func (s *Store) CreateCapsule(ctx context.Context, c nestbox.Capsule, host nestbox.HostInfo) error {
 	metadata, err := json.Marshal(c.Metadata)
@@ -38,10 +39,10 @@ func (s *Store) CreateCapsule(ctx context.Context, c nestbox.Capsule, host nestb
 		if err := saveHost(ctx, tx, host); err != nil {
 			return err
 		}
-		_, err := tx.exec(ctx, `INSERT INTO capsules (`+capsuleColumns+`) VALUES (`+marks(21)+`)`,
+		_, err := tx.exec(ctx, `INSERT INTO capsules (`+capsuleColumns+`) VALUES (`+marks(23)+`)`,
 			c.ID, c.TeamID, host.ID, c.Template, nestbox.StateStarting, clean(c.Reason),
 			c.Resources.VCPUs, c.Resources.MemoryMB, c.Resources.DiskMB, c.Resources.PidsMax,
-			c.TimeoutSec, string(metadata), micros(c.CreatedAt), 0, micros(c.CreatedAt), micros(c.CreatedAt), string(network), "{}", c.Name, c.Hostname, string(env))
+			c.TimeoutSec, string(metadata), micros(c.CreatedAt), 0, micros(c.CreatedAt), micros(c.CreatedAt), string(network), "{}", c.Name, c.Hostname, string(env), c.Request.Key, c.Request.Sum)
 		return err
 	})
 }
@@ -59,6 +60,21 @@ func (s *Store) CapsuleByName(ctx context.Context, teamID, name string) (nestbox
 		ORDER BY CASE WHEN state IN (` + marks(len(namedStates)) + `) THEN 0 ELSE 1 END, created_at DESC, id LIMIT 1`
 	c, err := scanCapsule(s.queryRow(ctx, query, append([]any{teamID, name}, anys(namedStates)...)...))
 	return c, fail("read a capsule", unknownCapsule(err))
+}
+
+// CapsuleByRequest returns the capsule that a team asked for with a key. CodeNotFound.
+func (s *Store) CapsuleByRequest(ctx context.Context, teamID, key string) (nestbox.Capsule, error) {
+	c, err := scanCapsule(s.queryRow(ctx, `SELECT `+capsuleColumns+` FROM capsules WHERE team_id = ? AND request_key = ?`, teamID, key))
+	return c, fail("read a capsule", unknownCapsule(err))
+}
+
+// FreeRequestKey lets the key of the request for a capsule be used again, if the capsule
+// never ran.
+func (s *Store) FreeRequestKey(ctx context.Context, id string) error {
+	return s.change(ctx, "free an idempotency key", func(tx tx) error {
+		_, err := tx.exec(ctx, `UPDATE capsules SET request_key = '' WHERE id = ? AND state = ? AND started_at = 0`, id, nestbox.StateError)
+		return err
+	})
 }
 
 // namedStates are those of capsules whose names are taken, as the index of the schema
@@ -275,7 +291,7 @@ func scanCapsule(r row) (c nestbox.Capsule, err error) {
 	var created, started, active, updated int64
 	err = r.Scan(&c.ID, &c.TeamID, &c.HostID, &c.Template, &c.State, &c.Reason,
 		&c.Resources.VCPUs, &c.Resources.MemoryMB, &c.Resources.DiskMB, &c.Resources.PidsMax,
-		&c.TimeoutSec, &metadata, &created, &started, &active, &updated, &network, &ports, &c.Name, &c.Hostname, &env)
+		&c.TimeoutSec, &metadata, &created, &started, &active, &updated, &network, &ports, &c.Name, &c.Hostname, &env, &c.Request.Key, &c.Request.Sum)
 	if err != nil {
 		return nestbox.Capsule{}, err
 	}

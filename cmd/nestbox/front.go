@@ -29,6 +29,9 @@ const (
 	// it may have streams on it that wait for long.
 	pingAfter = 30 * time.Second
 	pingTakes = 15 * time.Second
+
+	// maxStreams of a connection at a time is what RFC 9113, 6.5.2 has as the least.
+	maxStreams = 100
 )
 
 // front is how the server meets its clients.
@@ -66,7 +69,7 @@ func (f *front) server(ctx context.Context, handler http.Handler, entrance *door
 		ErrorLog:          slog.NewLogLogger(f.log.Handler(), slog.LevelDebug),
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 		Protocols:         new(http.Protocols),
-		HTTP2:             &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTakes},
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams, SendPingTimeout: pingAfter, PingTimeout: pingTakes},
 	}
 	server.Protocols.SetHTTP1(true)
 	if f.tls != nil {

@@ -3,6 +3,7 @@ package edge
 import (
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 )
 
@@ -83,10 +84,10 @@ func (p passage) locate(to string) string {
 	if err != nil || !strings.HasPrefix(u.Path, "/") && u.Host == "" {
 		return to
 	}
-	pretended := p.settings.HostHeader != "" && strings.EqualFold(u.Host, p.settings.HostHeader)
-	own := pretended || u.Host == "" || strings.EqualFold(u.Host, p.visit.host)
+	inside := p.isInside(u)
+	own := inside || u.Host == "" || strings.EqualFold(u.Host, p.visit.host)
 	switch {
-	case !own, p.prefix == "" && !pretended:
+	case !own, p.prefix == "" && !inside:
 		return to
 	case p.prefix == "":
 		u.Scheme, u.Host = p.visit.scheme, p.visit.host
@@ -100,4 +101,17 @@ func (p passage) locate(to string) string {
 		return p.prefix + u.String()
 	}
 	return u.String()
+}
+
+// isInside reports whether a program calls itself so: by the host that it was told, or by
+// the address that it listens on, as many do whatever they are told.
+func (p passage) isInside(u *url.URL) bool {
+	if p.settings.HostHeader != "" && strings.EqualFold(u.Host, p.settings.HostHeader) {
+		return true
+	}
+	switch u.Hostname() {
+	case "localhost", "127.0.0.1", "0.0.0.0", "::1", "::":
+		return u.Port() == strconv.Itoa(int(p.port))
+	}
+	return false
 }

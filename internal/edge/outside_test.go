@@ -140,6 +140,7 @@ func TestPathForm(t *testing.T) {
 		"/login?a=b":                   prefix + "/login?a=b",
 		"http://192.0.2.7:8080/login":  prefix + "/login",
 		"login":                        "login",
+		"http://127.0.0.1:3000/login":  prefix + "/login",
 		prefix + "/login":              prefix + "/login",
 		"https://elsewhere.example/in": "https://elsewhere.example/in",
 	} {

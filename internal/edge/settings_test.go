@@ -42,6 +42,8 @@ func TestPretendedHost(t *testing.T) {
 		"a":                             "a",
 		"https://elsewhere.example/":    "https://elsewhere.example/",
 		"http://localhost:5174/":        "http://localhost:5174/",
+		"http://0.0.0.0:3000/a":         r.url + "/a", // its own address, whatever it was told
+		"http://[::1]:3000/":            r.url + "/",
 	} {
 		res, _ := r.do(t, http.MethodGet, "/?to="+url.QueryEscape(to), nil, "X-API-Key", goodKey)
 		require.Equal(t, want, res.Header.Get("Location"), to)

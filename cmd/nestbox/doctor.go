@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -65,7 +66,11 @@ func examine(ctx context.Context, cfg config.Up) []doctor.Finding {
 	if doctor.Worst(found) != doctor.Fail {
 		first = firstCapsule(ctx, cfg)
 	}
-	return append(found, portFree(ctx, cfg), domainResolves(ctx, cfg), first)
+	found = append(found, portFree(ctx, cfg), domainResolves(ctx, cfg))
+	if cfg.TLSCert != "" {
+		found = append(found, certificateFits(cfg, time.Now()))
+	}
+	return append(found, first)
 }
 
 // portFree looks whether the server could listen where it is to.
@@ -119,6 +124,37 @@ func domainResolves(ctx context.Context, cfg config.Up) doctor.Finding {
 		return f
 	}
 	f.Detail = name + " is " + strings.Join(addrs, ", ")
+	return f
+}
+
+// expiresSoon is when a certificate should have been renewed: Let's Encrypt's last 90 days
+// and are renewed 30 before.
+const expiresSoon = 14 * 24 * time.Hour
+
+// certificateFits looks whether clients will take the server's certificate, as far as that
+// shows here.
+func certificateFits(cfg config.Up, now time.Time) doctor.Finding {
+	f := doctor.Finding{Check: "certificate", Status: doctor.OK}
+	pair, err := tls.LoadX509KeyPair(cfg.TLSCert, cfg.TLSKey)
+	if err != nil {
+		f.Status, f.Detail, f.Fix = doctor.Fail, err.Error(), "--tls-cert and --tls-key name a certificate and its key, in PEM form"
+		return f
+	}
+	domain, _ := cfg.PortDomain()
+	names := []string{"8000-example." + domain}
+	if u, err := cfg.Public(); err == nil && u != nil {
+		names = append(names, u.Hostname())
+	}
+	f.Detail = "valid until " + pair.Leaf.NotAfter.UTC().Format(time.DateOnly)
+	for _, name := range names {
+		if err := pair.Leaf.VerifyHostname(name); err != nil {
+			f.Status, f.Detail = doctor.Warn, "it is not for "+name
+			f.Fix = "get one for the name of the API and for *." + domain
+		}
+	}
+	if left := pair.Leaf.NotAfter.Sub(now); left < expiresSoon {
+		f.Status, f.Fix = doctor.Warn, "renew it; the server reads it anew by itself"
+	}
 	return f
 }
 

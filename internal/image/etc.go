@@ -54,8 +54,8 @@ nogroup:x:65534:
 	"host.conf":       "multi on\n",
 	"fstab":           "",
 	"nsswitch.conf":   "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\nnetworks: files\nprotocols: files\nservices: files\nrpc: files\n",
-	"profile": `PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
-export PATH
+	// A login shell keeps the PATH that its capsule was made with.
+	"profile": `export PATH="${PATH:-/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin}"
 if [ -n "${BASH-}" ] && [ "$BASH" != /bin/sh ] && [ -r /etc/bash.bashrc ]; then
   . /etc/bash.bashrc
 fi

@@ -39,6 +39,19 @@ func TestDoctor(t *testing.T) {
 	require.Equal(t, "fail", found["port"].Status)
 	require.Contains(t, found["port"].Fix, "--listen")
 
+	cert, key := filepath.Join(base, "cert.pem"), filepath.Join(base, "key.pem")
+	writeCertificate(t, 1, cert, key, "*.boxes.invalid")
+	withTLS := []string{"--dir", filepath.Join(base, "new"), "--listen", free, "--tls-cert", cert, "--tls-key", key}
+	_, found = doctor(t, append(withTLS, "--domain", "boxes.invalid")...)
+	require.Equal(t, "warn", found["certificate"].Status)
+	require.Contains(t, found["certificate"].Fix, "renew", "it is valid for a day only")
+	_, found = doctor(t, append(withTLS, "--domain", "others.invalid")...)
+	require.Equal(t, "it is not for 8000-example.others.invalid", found["certificate"].Detail)
+	code, found = doctor(t, "--dir", filepath.Join(base, "new"), "--listen", free, "--tls-cert", cert, "--tls-key", cert)
+	require.Equal(t, 1, code)
+	require.Equal(t, "fail", found["certificate"].Status)
+	require.NoError(t, errors.Join(os.Remove(cert), os.Remove(key)))
+
 	file := filepath.Join(base, "file")
 	require.NoError(t, os.WriteFile(file, nil, 0o600))
 	code, found = doctor(t, "--dir", file, "--listen", free, "--domain", "boxes.invalid")

@@ -26,6 +26,7 @@ func TestSettings(t *testing.T) {
 	require.Equal(t, "hunter-two capsule /opt/bin:/usr/bin:/bin worker-1 worker-1",
 		run(none{"cmd": "sh", "args": []string{"-c", "echo $SECRET $MODE $PATH $(hostname) $(cat /etc/hostname)"}}))
 	require.Equal(t, "hunter-two process", run(none{"cmd": "sh", "args": []string{"-c", "echo $SECRET $MODE"}, "user": "user", "envs": none{"MODE": "process"}}))
+	require.Equal(t, "/opt/bin:/usr/bin:/bin", run(none{"cmd": "bash", "args": []string{"-lc", "echo $PATH"}}), "a login shell too")
 	require.Equal(t, "127.0.0.1", run(none{"cmd": "sh", "args": []string{"-c", "getent ahostsv4 worker-1 | awk 'NR == 1 { print $1 }'"}}))
 	started := call[startedJSON](s, http.MethodPost, "/v1/capsules/box/exec", none{"cmd": "sleep", "args": []string{"1000"}, "background": true, "tag": "p"}, 202)
 	require.Equal(t, c["id"], started.SandboxID)

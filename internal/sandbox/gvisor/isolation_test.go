@@ -353,10 +353,18 @@ func TestGuardMemory(t *testing.T) {
 	}()
 	hog := make(chan error, 1)
 	go func() {
-		_, err := c.try(t, "exec python3 -c 'import time; b = bytearray(300 << 20); time.sleep(1000)'")
+		out, err := c.try(t, "exec python3 -c 'import time; b = bytearray(300 << 20); time.sleep(1000)' 2>&1")
+		if err != nil {
+			err = fmt.Errorf("%w: %s", err, out)
+		}
 		hog <- err
 	}()
-	require.Greater(t, <-asked, int64(small.MemoryMB)<<20)
+	select {
+	case used := <-asked:
+		require.Greater(t, used, int64(small.MemoryMB)<<20)
+	case err := <-hog:
+		require.Fail(t, "the program that takes too much ended before anybody was asked", "%v", err)
+	}
 	require.Error(t, <-hog)
 	sandboxtest.Answers(t, c)
 	stop()

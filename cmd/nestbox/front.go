@@ -88,7 +88,7 @@ func (f *front) serve(ctx context.Context, ctl *control.Control, listener net.Li
 	defer hangUp(nil)
 	inside := edge.New(edge.Config{Outside: f.outside, Ports: ctl.Ports, API: apiHandler, Origins: f.cfg.CORSOrigins, Log: f.log, Life: requests})
 	defer inside.LetGo()
-	ctl.Ports.OnEnding(inside.LetGo)
+	ctl.Ports.OnEnding(inside.Ending)
 
 	entrance := door.New(door.Config{
 		MaxConns: f.cfg.MaxConnections, MaxPerAddress: f.cfg.MaxConnectionsPerAddress, MaxPerTeam: f.cfg.MaxRequestsPerTeam,

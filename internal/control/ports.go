@@ -28,18 +28,20 @@ type Ports struct {
 
 	secret atomic.Pointer[[]byte] // nil until it was read; it never changes
 	public holds                  // requests that were let in by nothing but that
-	ending atomic.Pointer[func()]
+	ending atomic.Pointer[func(capsule string) (done func())]
 }
 
-// OnEnding has f be called before a process of a capsule is told to end: connections to
-// it that nobody uses would hold that up. f returns soon.
-func (p *Ports) OnEnding(f func()) { p.ending.Store(&f) }
+// OnEnding has f be called before a process of a capsule is told to end, since
+// connections to it would hold that up, and done when it has ended, or nobody waits for
+// that any more. f returns soon.
+func (p *Ports) OnEnding(f func(capsule string) (done func())) { p.ending.Store(&f) }
 
-// end is called before a process is told to end.
-func (p *Ports) end() {
+// end is called before a process of a capsule is told to end.
+func (p *Ports) end(capsule string) (done func()) {
 	if f := p.ending.Load(); f != nil {
-		(*f)()
+		return (*f)(capsule)
 	}
+	return func() {}
 }
 
 // Bounds of a token's life.

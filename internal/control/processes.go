@@ -95,10 +95,22 @@ func (p *Processes) Kill(ctx context.Context, by Caller, id string, sel nestbox.
 	if err != nil {
 		return err
 	}
-	p.ports.end()
+	defer p.ports.end(p.capsuleID(ctx, by, id))()
 	_, err = procs.Kill(ctx, sel, how)
 	return err
 }
+
+// capsuleID returns the id of a capsule that exists.
+func (p *Processes) capsuleID(ctx context.Context, by Caller, id string) string {
+	if c, err := p.capsules.Get(ctx, by, id); err == nil {
+		return c.ID
+	}
+	return id
+}
+
+// endsWithin is how long a process may take that got a signal to end, and that nobody
+// waits for.
+const endsWithin = 15 * time.Second
 
 // Signal sends a signal to a process and its process group.
 func (p *Processes) Signal(ctx context.Context, by Caller, id string, sel nestbox.Selector, sig syscall.Signal) error {
@@ -106,7 +118,10 @@ func (p *Processes) Signal(ctx context.Context, by Caller, id string, sel nestbo
 	if err != nil {
 		return err
 	}
-	p.ports.end()
+	switch sig {
+	case syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT:
+		time.AfterFunc(endsWithin, p.ports.end(p.capsuleID(ctx, by, id)))
+	}
 	return procs.Signal(ctx, sel, sig)
 }
 

@@ -69,9 +69,13 @@ func New(cfg Config) *Edge {
 	return e
 }
 
-// LetGo closes connections into capsules, as soon as nothing is on them: in the end, and
-// so that no program waits for them that was just told to end.
+// LetGo closes connections into capsules, as soon as nothing is on them.
 func (e *Edge) LetGo() { e.inside.renew() }
+
+// Ending lets those into one capsule go, and has each that is made until done be for one
+// request only, so that no program waits for them that is told to end. It may be told so
+// while it still takes new ones.
+func (e *Edge) Ending(capsule string) (done func()) { return e.inside.begin(capsule) }
 
 // passage is a request on its way into a capsule.
 type passage struct {

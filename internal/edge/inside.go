@@ -8,6 +8,7 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -26,17 +27,27 @@ const (
 // inside carries requests into capsules, in the protocol of the program.
 type inside struct {
 	ports Ports
-	kept  atomic.Pointer[kept]
+	kept  atomic.Pointer[transports] // whose connections more than one request may use
+	once  *transports                // whose connections are for one request each
+
+	mu     sync.Mutex
+	ending map[string]int // capsules in which something is to end
 }
 
-// kept are connections that more than one request may use, by protocol.
-type kept struct{ http, https, h2c *http.Transport }
+// transports are one for each protocol.
+type transports struct{ http, https, h2c *http.Transport }
 
 func newInside(ports Ports) *inside {
-	i := &inside{ports: ports}
-	i.kept.Store(newKept(i.dial))
+	i := &inside{ports: ports, ending: map[string]int{}}
+	i.kept.Store(newTransports(i.dial))
+	i.once = newTransports(i.dial)
+	for _, t := range i.once.all() {
+		t.DisableKeepAlives = true
+	}
 	return i
 }
+
+func (t *transports) all() []*http.Transport { return []*http.Transport{t.http, t.https, t.h2c} }
 
 func (i *inside) dial(ctx context.Context, _, addr string) (net.Conn, error) {
 	t, err := parseAddr(addr)
@@ -46,7 +57,7 @@ func (i *inside) dial(ctx context.Context, _, addr string) (net.Conn, error) {
 	return i.ports.Dial(ctx, t.capsule, t.port)
 }
 
-func newKept(dial func(ctx context.Context, network, addr string) (net.Conn, error)) *kept {
+func newTransports(dial func(ctx context.Context, network, addr string) (net.Conn, error)) *transports {
 	transport := func() *http.Transport {
 		return &http.Transport{
 			DialContext:         dial,
@@ -61,34 +72,57 @@ func newKept(dial func(ctx context.Context, network, addr string) (net.Conn, err
 			MaxResponseHeaderBytes: maxHeader,
 		}
 	}
-	k := &kept{http: transport(), https: transport(), h2c: transport()}
+	t := &transports{http: transport(), https: transport(), h2c: transport()}
 	// It is the capsule that the connection leads to, whoever the certificate names.
-	k.https.TLSClientConfig = &tls.Config{InsecureSkipVerify: true, ServerName: "localhost"} //nolint:gosec // see above
-	k.https.ForceAttemptHTTP2 = true
-	k.h2c.Protocols = new(http.Protocols)
-	k.h2c.Protocols.SetUnencryptedHTTP2(true)
-	return k
+	t.https.TLSClientConfig = &tls.Config{InsecureSkipVerify: true, ServerName: "localhost"} //nolint:gosec // see above
+	t.https.ForceAttemptHTTP2 = true
+	t.h2c.Protocols = new(http.Protocols)
+	t.h2c.Protocols.SetUnencryptedHTTP2(true)
+	return t
 }
 
 // RoundTrip implements http.RoundTripper.
 func (i *inside) RoundTrip(r *http.Request) (*http.Response, error) {
-	k := i.kept.Load()
+	t := i.kept.Load()
+	if i.isEnding(passageOf(r.Context()).capsule) { // looked at after Load: see begin
+		t = i.once
+	}
 	switch protocol := protocolOf(r); {
 	case protocol == nestbox.PortHTTPS:
-		return k.https.RoundTrip(r)
+		return t.https.RoundTrip(r)
 	case protocol == nestbox.PortH2C && r.Header.Get("Upgrade") == "": // which is of HTTP/1.1 alone
-		return k.h2c.RoundTrip(r)
+		return t.h2c.RoundTrip(r)
 	}
-	return k.http.RoundTrip(r)
+	return t.http.RoundTrip(r)
 }
 
 // renew has no request use a connection that is there already: each is closed now, or
 // when the request that is on it ends.
 func (i *inside) renew() {
-	old := i.kept.Swap(newKept(i.dial))
-	for _, t := range []*http.Transport{old.http, old.https, old.h2c} {
+	for _, t := range i.kept.Swap(newTransports(i.dial)).all() {
 		t.CloseIdleConnections()
 	}
+}
+
+// begin has no connection into a capsule be used twice until done is called.
+func (i *inside) begin(capsule string) (done func()) {
+	i.mu.Lock()
+	i.ending[capsule]++
+	i.mu.Unlock()
+	i.renew()
+	return sync.OnceFunc(func() {
+		i.mu.Lock()
+		defer i.mu.Unlock()
+		if i.ending[capsule]--; i.ending[capsule] == 0 {
+			delete(i.ending, capsule)
+		}
+	})
+}
+
+func (i *inside) isEnding(capsule string) bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.ending[capsule] > 0
 }
 
 // protocolOf returns what the program speaks that a request is for.

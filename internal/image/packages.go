@@ -15,9 +15,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What packages keep outside /usr. In /opt sites keep much of their own: it is left out. Of /etc that is what they have shipped, byte for
-// byte: a file that the operator has changed may hold anything, and is left out, and so
-// is what not everybody may read. Of /var it is empty directories.
+// What packages keep outside /usr. Of /etc that is what they have shipped, byte for byte: a
+// file that the operator has changed may hold anything, and is left out, and so is what
+// not everybody may read. Of /var it is empty directories. In /opt sites keep much of their
+// own: it is left out.
 
 // withheld are places of which nothing is copied: what is in them decides who gets in, or
 // is of the host's packages, and the template has its own.

@@ -51,7 +51,7 @@ func TestUnusedCapsuleEnds(t *testing.T) {
 	t.Parallel()
 	s := newServer(t)
 	unused := call[capsuleJSON](s, http.MethodPost, "/v1/capsules", none{"timeout_sec": 1}, 201)
-	used := call[capsuleJSON](s, http.MethodPost, "/v1/capsules", none{"timeout_sec": 1}, 201)
+	used := call[capsuleJSON](s, http.MethodPost, "/v1/capsules", none{"timeout_sec": 3}, 201)
 	done := make(chan execJSON, 1)
 	go func() {
 		done <- call[execJSON](s, http.MethodPost, "/v1/capsules/"+used.ID+"/exec", none{"cmd": "sh", "args": []string{"-c", "until [ -e /tmp/go ]; do sleep 0.2; done; echo well"}, "timeout_sec": 600}, 200)

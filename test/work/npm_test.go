@@ -86,6 +86,7 @@ func (s *site) browser() context.Context {
 	spki := sha256.Sum256(s.cert.Leaf.RawSubjectPublicKeyInfo)
 	options := append(chromedp.DefaultExecAllocatorOptions[:],
 		chromedp.NoSandbox, // the tests run as root
+		chromedp.Flag("disable-dev-shm-usage", true), // which is small in containers
 		chromedp.UserDataDir(s.t.TempDir()),
 		chromedp.Flag("ignore-certificate-errors-spki-list", base64.StdEncoding.EncodeToString(spki[:])),
 		chromedp.Flag("host-resolver-rules", "MAP *.example 127.0.0.1"),

@@ -85,7 +85,7 @@ func (s *site) elsewhere(page string) (url string) {
 func (s *site) browser() context.Context {
 	spki := sha256.Sum256(s.cert.Leaf.RawSubjectPublicKeyInfo)
 	options := append(chromedp.DefaultExecAllocatorOptions[:],
-		chromedp.NoSandbox, // the tests run as root
+		chromedp.NoSandbox,                           // the tests run as root
 		chromedp.Flag("disable-dev-shm-usage", true), // which is small in containers
 		chromedp.UserDataDir(s.t.TempDir()),
 		chromedp.Flag("ignore-certificate-errors-spki-list", base64.StdEncoding.EncodeToString(spki[:])),

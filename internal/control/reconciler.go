@@ -313,7 +313,7 @@ func (r *Reconciler) settle(ctx context.Context, host hostagent.Info, row nestbo
 		found = err == nil
 	}
 	if status.State == hostagent.StateRunning && r.isOverdue(row) {
-		return r.expire(ctx, row)
+		return r.expire(ctx, row.ID)
 	}
 	inFlight := !row.CreatedAt.Before(host.StartedAt) && r.cfg.Now().Sub(row.CreatedAt).Abs() < interrupted
 	trigger, reason := judge(row.State, status, found, inFlight)
@@ -338,8 +338,13 @@ func (r *Reconciler) isOverdue(row nestbox.Capsule) bool {
 		min(r.activity.idleFor(row, r.cfg.Now()), r.cfg.Now().Sub(r.begun)) >= limit
 }
 
-// expire ends a capsule that nobody uses.
-func (r *Reconciler) expire(ctx context.Context, row nestbox.Capsule) error {
+// expire ends a capsule that nobody uses. What was noted of its use when it was last read
+// may have gone into the store since, so that it is read again.
+func (r *Reconciler) expire(ctx context.Context, id string) error {
+	row, err := r.cfg.Store.Capsule(ctx, id)
+	if err != nil || !r.isOverdue(row) {
+		return err
+	}
 	reason := fmt.Sprintf("nobody used it for %v", time.Duration(row.TimeoutSec)*time.Second)
 	if _, err := r.move(ctx, row.ID, nestbox.TriggerDestroy, reason); err != nil {
 		return unlessOvertaken(err)

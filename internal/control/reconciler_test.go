@@ -466,6 +466,25 @@ func TestNobodyUsesIt(t *testing.T) {
 	})
 }
 
+// TestUseThatWasJustWritten: a pass that has read a capsule before its use went from memory
+// into the store does not end it.
+func TestUseThatWasJustWritten(t *testing.T) {
+	onBoth(t, func(t *testing.T, w *world) {
+		ctx := context.WithoutCancel(t.Context())
+		c, err := w.Capsules.Create(ctx, w.me, nestbox.CapsuleSpec{TimeoutSec: 60})
+		require.NoError(t, err)
+		w.clock.advance(50 * time.Second)
+		require.NoError(t, w.Capsules.Ping(ctx, w.me, c.ID))
+		w.clock.advance(20 * time.Second)
+		read := w.get(t, c.ID) // 70 s old
+		w.Reconciler.activity.save(ctx, time.Minute)
+		info, onHost, err := w.Reconciler.ask(ctx)
+		require.NoError(t, err)
+		require.NoError(t, w.Reconciler.settle(ctx, info, read, onHost[c.ID], true))
+		require.Equal(t, nestbox.StateRunning, w.get(t, c.ID).State)
+	})
+}
+
 // users are the capsules that are in use now.
 func (a *activity) users() []string {
 	a.mu.Lock()

@@ -39,8 +39,11 @@ func (s *Capsules) Create(ctx context.Context, spec nestbox.CapsuleSpec) (*Capsu
 // CreateOnce is Create that is repeated when there is no answer: of all requests with one
 // key one makes a capsule and all return it, as long as the server remembers it, in
 // whatever state it is then. A create that failed leaves its key free. CodeConflict: the
-// key was used for another spec.
+// key was used for another spec. Without a key it is Create.
 func (s *Capsules) CreateOnce(ctx context.Context, key string, spec nestbox.CapsuleSpec) (*Capsule, error) {
+	if key == "" { // nothing would keep a second one from being made
+		return s.Create(ctx, spec)
+	}
 	res, err := s.c.send(ctx, request{
 		method: http.MethodPost, path: "/v1/capsules", json: createBodyOf(spec),
 		header: http.Header{"Idempotency-Key": {key}}, repeatable: true,

@@ -174,6 +174,7 @@ func (s *server) registerExec() {
 
 func (s *server) exec(ctx context.Context, caller control.Caller, in *execInput) (*written, error) {
 	spec := in.Body.spec()
+	spec.RequestKey = in.IdempotencyKey
 	if err := spec.Validate(); err != nil {
 		return nil, err
 	}
@@ -184,7 +185,7 @@ func (s *server) exec(ctx context.Context, caller control.Caller, in *execInput)
 	if in.Body.Background && input != nil {
 		return nil, nestbox.Errorf(nestbox.CodeInvalid, "body.stdin: in the background standard input is true, and written with POST …/processes/{selector}/stdin")
 	}
-	if spec.RequestKey = in.IdempotencyKey; spec.RequestKey != "" && !in.Body.Background {
+	if spec.RequestKey != "" && !in.Body.Background {
 		return nil, nestbox.Errorf(nestbox.CodeInvalid, "Idempotency-Key goes with background: true, whose process is there to be found again")
 	}
 	id, err := s.idOf(ctx, caller, in.ID)

@@ -1,13 +1,7 @@
 package certfile
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"encoding/pem"
 	"log/slog"
-	"math/big"
 	"os"
 	"path/filepath"
 	"testing"
@@ -15,20 +9,9 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
-)
 
-// pair makes a certificate and key, in PEM form.
-func pair(t *testing.T, serial int64) (cert, key []byte) {
-	t.Helper()
-	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	require.NoError(t, err)
-	template := &x509.Certificate{SerialNumber: big.NewInt(serial), NotAfter: time.Now().Add(time.Hour), DNSNames: []string{"localhost"}}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
-	require.NoError(t, err)
-	pkcs8, err := x509.MarshalPKCS8PrivateKey(private)
-	require.NoError(t, err)
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8})
-}
+	"github.com/nestbox/nestbox/internal/testcert"
+)
 
 func TestRenewal(t *testing.T) {
 	t.Parallel()
@@ -43,8 +26,8 @@ func TestRenewal(t *testing.T) {
 	_, err := Open(certFile, keyFile, slog.New(slog.DiscardHandler))
 	require.ErrorIs(t, err, os.ErrNotExist)
 
-	cert1, key1 := pair(t, 1)
-	cert2, key2 := pair(t, 2)
+	cert1, key1 := testcert.Make(t, 1)
+	cert2, key2 := testcert.Make(t, 2)
 	write(certFile, cert1)
 	write(keyFile, key1)
 	synctest.Test(t, func(t *testing.T) {

@@ -140,7 +140,7 @@ What goes on over a port that was public and is not any more is ended.`,
 	}
 	f := cmd.Flags()
 	f.BoolVar(&settings.Public, "public", false, "let in whoever knows the address, without a credential")
-	f.StringVar(&settings.HostHeader, "rewrite-host", "", "have the program think that it is reached as this host (default "+ownHost+")")
+	f.StringVar(&settings.HostHeader, "rewrite-host", "", "have the program think that it is reached as this host")
 	f.Lookup("rewrite-host").NoOptDefVal = ownHost
 	f.StringVar(&protocol, "protocol", "", "what the program speaks: http, https or h2c (default http, but for gRPC h2c)")
 	f.StringSliceVar(&settings.CORSOrigins, "cors-origin", nil, "origin, such as https://app.example.com or *, whose pages may read what the port answers")

@@ -254,16 +254,22 @@ func (c *Capsules) Ping(ctx context.Context, by Caller, id string) error {
 // ends.
 // CodeInvalidState: it does not run.
 func (c *Capsules) Guest(ctx context.Context, by Caller, id string) (guest.Guest, error) {
+	_, g, err := c.use(ctx, by, id)
+	return g, err
+}
+
+// use is Guest, with the capsule whose it is.
+func (c *Capsules) use(ctx context.Context, by Caller, id string) (nestbox.Capsule, guest.Guest, error) {
 	capsule, err := c.Get(ctx, by, id)
 	if err != nil {
-		return nil, err
+		return nestbox.Capsule{}, nil, err
 	}
 	g, err := c.enter(ctx, capsule)
 	if err != nil {
-		return nil, err
+		return nestbox.Capsule{}, nil, err
 	}
 	c.activity.during(ctx, capsule, c.cfg.Now)
-	return g, nil
+	return capsule, g, nil
 }
 
 // enter lends the inside of a capsule, if it runs.

@@ -91,21 +91,13 @@ func (p *Processes) Wait(ctx context.Context, by Caller, id string, sel nestbox.
 
 // Kill ends a whole process tree.
 func (p *Processes) Kill(ctx context.Context, by Caller, id string, sel nestbox.Selector, how guest.Kill) error {
-	procs, err := p.of(ctx, by, id)
+	capsule, g, err := p.capsules.use(ctx, by, id)
 	if err != nil {
 		return err
 	}
-	defer p.ports.end(p.capsuleID(ctx, by, id))()
-	_, err = procs.Kill(ctx, sel, how)
+	defer p.ports.end(capsule.ID)()
+	_, err = g.Processes().Kill(ctx, sel, how)
 	return err
-}
-
-// capsuleID returns the id of a capsule that exists.
-func (p *Processes) capsuleID(ctx context.Context, by Caller, id string) string {
-	if c, err := p.capsules.Get(ctx, by, id); err == nil {
-		return c.ID
-	}
-	return id
 }
 
 // endsWithin is how long a process may take that got a signal to end, and that nobody
@@ -114,15 +106,15 @@ const endsWithin = 15 * time.Second
 
 // Signal sends a signal to a process and its process group.
 func (p *Processes) Signal(ctx context.Context, by Caller, id string, sel nestbox.Selector, sig syscall.Signal) error {
-	procs, err := p.of(ctx, by, id)
+	capsule, g, err := p.capsules.use(ctx, by, id)
 	if err != nil {
 		return err
 	}
 	switch sig {
 	case syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT:
-		time.AfterFunc(endsWithin, p.ports.end(p.capsuleID(ctx, by, id)))
+		time.AfterFunc(endsWithin, p.ports.end(capsule.ID))
 	}
-	return procs.Signal(ctx, sel, sig)
+	return g.Processes().Signal(ctx, sel, sig)
 }
 
 // Resize changes the size of a process's terminal.

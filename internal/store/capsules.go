@@ -31,7 +31,7 @@ func (s *Store) CreateCapsule(ctx context.Context, c nestbox.Capsule, host nestb
 	if err != nil {
 		return fail("create a capsule", err)
 	}
-	env, err := json.Marshal(orEmpty(slices.Sorted(maps.Keys(c.Env))))
+	env, err := json.Marshal(append([]string{}, slices.Sorted(maps.Keys(c.Env))...))
 	if err != nil {
 		return fail("create a capsule", err)
 	}
@@ -80,13 +80,6 @@ func (s *Store) FreeRequestKey(ctx context.Context, id string) error {
 // namedStates are those of capsules whose names are taken, as the index of the schema
 // has it.
 var namedStates = []nestbox.CapsuleState{nestbox.StateStarting, nestbox.StateRunning, nestbox.StateMissing}
-
-func orEmpty(list []string) []string {
-	if list == nil {
-		return []string{}
-	}
-	return list
-}
 
 func unknownCapsule(err error) error { return notFound(err, "capsule not found") }
 

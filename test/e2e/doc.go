@@ -1,5 +1,5 @@
 // Package e2e tests Nestbox as its users meet it: the built binary, real gVisor
 // capsules and plain HTTP, with the server killed, readers cut and capsules
 // broken along the way. It imports the client at most, nothing of internal/
-// but the builder of test binaries.
+// but what makes binaries and certificates for tests.
 package e2e

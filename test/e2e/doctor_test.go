@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/nestbox/nestbox/internal/testbin"
+	"github.com/nestbox/nestbox/internal/testcert"
 )
 
 // TestDoctor: a machine on which capsules work is well, beside a server too and
@@ -40,7 +41,7 @@ func TestDoctor(t *testing.T) {
 	require.Contains(t, found["port"].Fix, "--listen")
 
 	cert, key := filepath.Join(base, "cert.pem"), filepath.Join(base, "key.pem")
-	writeCertificate(t, 1, cert, key, "*.boxes.invalid")
+	testcert.Write(t, 1, cert, key, "*.boxes.invalid")
 	withTLS := []string{"--dir", filepath.Join(base, "new"), "--listen", free, "--tls-cert", cert, "--tls-key", key}
 	_, found = doctor(t, append(withTLS, "--domain", "boxes.invalid")...)
 	require.Equal(t, "warn", found["certificate"].Status)

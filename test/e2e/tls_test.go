@@ -1,17 +1,10 @@
 package e2e
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/pem"
 	"io"
-	"math/big"
-	"net"
 	"net/http"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -20,27 +13,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/nestbox/nestbox/internal/testbin"
+	"github.com/nestbox/nestbox/internal/testcert"
 )
-
-// writeCertificate makes a certificate for names, that nobody but itself has signed.
-func writeCertificate(t *testing.T, serial int64, certFile, keyFile string, names ...string) *x509.Certificate {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	require.NoError(t, err)
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(serial), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
-		DNSNames: names, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	require.NoError(t, err)
-	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
-	require.NoError(t, err)
-	require.NoError(t, os.WriteFile(certFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600))
-	require.NoError(t, os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}), 0o600))
-	cert, err := x509.ParseCertificate(der)
-	require.NoError(t, err)
-	return cert
-}
 
 // newTLSServer starts a server with TLS for ports below domain. renew replaces its
 // certificate.
@@ -53,7 +27,7 @@ func newTLSServer(t *testing.T, domain string, args ...string) (s *server, renew
 		args: append([]string{"--tls-cert", certFile, "--tls-key", keyFile}, args...),
 	}
 	renew = func(serial int64) {
-		s.tls.RootCAs.AddCert(writeCertificate(t, serial, certFile, keyFile, domain, "*."+domain))
+		s.tls.RootCAs.AppendCertsFromPEM(testcert.Write(t, serial, certFile, keyFile, domain, "*."+domain))
 	}
 	renew(1)
 	s.start()

@@ -2,14 +2,9 @@ package work
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/pem"
 	"io"
-	"math/big"
 	"net"
 	"net/http"
 	"os"
@@ -23,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/nestbox/nestbox/internal/testbin"
+	"github.com/nestbox/nestbox/internal/testcert"
 )
 
 // patience bounds every wait. It is long because the machine may be busy; no test waits
@@ -58,7 +54,11 @@ func newSite(t *testing.T) *site {
 	require.NoError(t, err)
 	s.addr = l.Addr().String()
 	require.NoError(t, l.Close())
-	keyFile := s.makeCertificate()
+	keyFile := filepath.Join(s.dir, "key.pem")
+	s.pem = filepath.Join(s.dir, "cert.pem")
+	testcert.Write(t, 1, s.pem, keyFile, domain, "*."+domain, elsewhere)
+	s.cert, err = tls.LoadX509KeyPair(s.pem, keyFile)
+	require.NoError(t, err)
 
 	cmd := exec.Command(s.bin, "up", "--dir", s.dir, "--listen", s.addr, "--public-url", s.url(),
 		"--tls-cert", s.pem, "--tls-key", keyFile, "--egress", "deny")
@@ -76,26 +76,6 @@ func newSite(t *testing.T) *site {
 	require.NoError(t, err)
 	s.key = strings.TrimSpace(string(key))
 	return s
-}
-
-// makeCertificate makes one for both sites.
-func (s *site) makeCertificate() (keyFile string) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	require.NoError(s.t, err)
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
-		DNSNames: []string{domain, "*." + domain, elsewhere}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	require.NoError(s.t, err)
-	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
-	require.NoError(s.t, err)
-	s.pem, keyFile = filepath.Join(s.dir, "cert.pem"), filepath.Join(s.dir, "key.pem")
-	require.NoError(s.t, os.WriteFile(s.pem, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o644))
-	require.NoError(s.t, os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8}), 0o600))
-	s.cert, err = tls.LoadX509KeyPair(s.pem, keyFile)
-	require.NoError(s.t, err)
-	return keyFile
 }
 
 // url is the public address of the API.

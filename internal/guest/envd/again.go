@@ -113,7 +113,11 @@ func (t *table) takeTag(ctx context.Context, spec nestbox.ProcessSpec) (tag stri
 			if _, err := t.Kill(ctx, nestbox.Selector{ID: p.id}, guest.Kill{Signal: unix.SIGTERM}); err != nil {
 				return "", nil, err
 			}
-			<-p.done // which follows at once
+			select {
+			case <-p.done: // which follows at once
+			case <-ctx.Done():
+				return "", nil, nestbox.Errorf(nestbox.CodeTimeout, "the process with the tag %s has not ended: %w", spec.Tag, ctx.Err())
+			}
 		}
 	}
 }

@@ -2,9 +2,10 @@
 // <port>-<capsule>.<domain> go to that port inside the capsule, as do those that name
 // a port in their path or in headers, and all others to the API.
 //
-// Ports are private. A request shows either an API key of the capsule's team
-// or a signed token that expires, and neither is ever passed on into the
-// capsule. The package imports internal/control and the root package only.
+// Ports are private unless their owner has made them public. A request shows either an
+// API key of the capsule's team or a signed token that expires, and neither is ever passed
+// on into the capsule. Of the project the package imports internal/control,
+// internal/door and the root package only.
 package edge
 
 import (

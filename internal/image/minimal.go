@@ -16,6 +16,7 @@ import (
 
 	"github.com/nestbox/nestbox"
 	"github.com/nestbox/nestbox/internal/durable"
+	"github.com/nestbox/nestbox/internal/image/rootfs"
 )
 
 // The template shows the host's programs (/usr, read-only) under an /etc, a
@@ -27,7 +28,7 @@ const userID = 1000 // of "user", also its group
 
 // EnvdPath is where a driver shows envd in a sandbox. Every root has an empty
 // file there.
-const EnvdPath = "/.envd"
+const EnvdPath = rootfs.EnvdPath
 
 // merged are the directories that are links into /usr on a merged-/usr host.
 var merged = []string{"bin", "sbin", "lib", "lib32", "lib64", "libx32"}

@@ -18,6 +18,8 @@ type config struct {
 	Listen   string     // TCP address; port 0 = any
 	PortFile string     // file to write the port to once envd listens; "" = none
 	Cgroups  string     // mount point of cgroup v2, if there is one
+	Hostname string     // to write into /etc; "" = the files there are right
+	Resolver string     // address of the name server to write into /etc; "" = there is none
 	MaxPids  int        // processes and threads of the capsule; 0 = no limit
 	LogLevel slog.Level // of what goes to standard error
 	Token    string     // required of every request; from the environment only
@@ -42,6 +44,8 @@ func parseConfig(args []string, output io.Writer) (config, error) {
 	flags.StringVar(&cfg.PortFile, "port-file", cfg.PortFile, "`file` to write the port to once envd listens")
 	flags.StringVar(&cfg.Cgroups, "cgroups", cfg.Cgroups, "`directory` of a cgroup v2 in which to make a group for each process tree, if it is one")
 	flags.IntVar(&cfg.MaxPids, "max-pids", 0, "how `many` processes and threads there may be; 0 = no limit")
+	flags.StringVar(&cfg.Hostname, "hostname", "", "`name` of the capsule, for hostname, hosts and resolv.conf in /etc; \"\" = leave them alone")
+	flags.StringVar(&cfg.Resolver, "nameserver", "", "`address` of the name server, for /etc/resolv.conf")
 	flags.TextVar(&cfg.LogLevel, "log-level", cfg.LogLevel, "log `level`: debug, info, warn or error")
 	if err := flags.Parse(args); err != nil {
 		return config{}, err

@@ -37,6 +37,12 @@ const (
 
 // run serves until ctx ends, or forever.
 func run(ctx context.Context, cfg config, log *slog.Logger) error {
+	if cfg.Hostname != "" {
+		// A capsule whose image has no such place goes on without.
+		if err := writeEtc("/etc", cfg.Hostname, cfg.Resolver); err != nil {
+			log.Warn("cannot write files of /etc", slog.Any("err", err))
+		}
+	}
 	machine, err := envd.New(envd.Config{Version: nestbox.Version, Log: log, Limits: envd.Limits{Pids: cfg.MaxPids}, Cgroups: cfg.Cgroups, Env: cfg.Env})
 	if err != nil {
 		return err

@@ -27,7 +27,7 @@ type Store struct {
 
 	mu      sync.Mutex // also held while a version is built
 	minimal Root
-	made    string         // the hostVersion that minimal is of
+	host    string         // the hostVersion that minimal is of
 	uses    map[string]int // of images, by name
 	shy     bool           // there are uses that are not known
 }
@@ -60,16 +60,23 @@ func NewStore(cfg Config) (*Store, error) {
 	return s, nil
 }
 
-// Acquire returns the root of a template for a new capsule, which uses it until Release.
-// What was installed on the host since is in it. CodeNotFound: there is no template of
-// that name.
+// Acquire returns the root of the built-in template, or of an image that was made, for a
+// new capsule, which uses it until Release. What was installed on the host since is in the
+// former. CodeNotFound: there is none of that name.
 func (s *Store) Acquire(name string) (Root, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if digestName.MatchString(name) {
+		root, err := s.made(name)
+		if err == nil {
+			s.uses[name]++
+		}
+		return root, err
+	}
 	if name != nestbox.TemplateMinimal {
 		return Root{}, nestbox.Errorf(nestbox.CodeNotFound, "template not found")
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if hostVersion(s.cfg.Host) != s.made {
+	if hostVersion(s.cfg.Host) != s.host {
 		before := s.minimal.Image
 		if err := s.build(); err != nil {
 			s.cfg.Log.Warn("the host's programs have changed, and the template made of them could not be made anew; the one before is used", "error", err)
@@ -92,7 +99,7 @@ func (s *Store) build() error {
 	if len(left) > 0 {
 		s.cfg.Log.Info("files in /etc that were changed are not in the template", "files", left)
 	}
-	s.minimal, s.made = root, version
+	s.minimal, s.host = root, version
 	return nil
 }
 
@@ -128,7 +135,7 @@ func (s *Store) Sweep() {
 		return
 	}
 	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), nestbox.TemplateMinimal+"-") {
+		if strings.HasPrefix(e.Name(), nestbox.TemplateMinimal+"-") || digestName.MatchString(e.Name()) {
 			s.removeUnused(e.Name())
 		}
 	}

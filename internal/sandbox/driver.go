@@ -119,6 +119,19 @@ const EnvToken = "NESTBOX_TOKEN"
 // sandbox get, without it.
 const EnvPrefix = "NESTBOX_ENV_"
 
+// Hosts is /etc/hosts of a sandbox with this host name.
+func Hosts(hostname string) string {
+	return fmt.Sprintf("127.0.0.1\tlocalhost %s\n::1\tlocalhost ip6-localhost ip6-loopback\n", hostname)
+}
+
+// ResolvConf is /etc/resolv.conf of a sandbox whose lookups go to a server; "" = to none.
+func ResolvConf(nameserver string) string {
+	if nameserver == "" {
+		return "# There is no name server in reach.\n"
+	}
+	return "nameserver " + nameserver + "\n"
+}
+
 // DialError is what Sandbox.Dial fails with: CodeUnavailable, which tells what
 // failed only as far as the caller can do something about it.
 func DialError(port uint16, cause error) error {

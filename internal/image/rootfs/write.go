@@ -17,6 +17,10 @@ import (
 	"github.com/nestbox/nestbox"
 )
 
+// MaxImage is how large the file of an image can be: EROFS counts blocks of 4 KiB in 32
+// bits.
+const MaxImage = 1 << 44
+
 // EnvdPath is where a driver shows envd in a sandbox. Every root has an empty
 // file there.
 const EnvdPath = "/.envd"
@@ -85,7 +89,35 @@ func (t *Tree) each(ctx context.Context, do func(path string, n *node, first str
 // gVisor cannot read those: see WriteUpper. scratch is a directory for a file without a
 // name that is as large as all files together.
 func (t *Tree) WriteEROFS(ctx context.Context, out *os.File, scratch string) error {
-	w := erofs.Create(out, erofs.WithBuildTime(0, 0), erofs.WithTempDir(scratch))
+	gate := &gate{WriteSeeker: out}
+	w := erofs.Create(gate, erofs.WithBuildTime(0, 0), erofs.WithTempDir(scratch))
+	links, err := t.writeAll(ctx, w)
+	if err != nil {
+		gate.err = err
+		_ = w.Close() // closes its file in scratch, and fails with err
+		return err
+	}
+	if err := w.Close(); err != nil {
+		return fmt.Errorf("write the image: %w", err)
+	}
+	return makeLinks(out, links)
+}
+
+// gate is what go-erofs writes to, until there is an error.
+type gate struct {
+	io.WriteSeeker
+	err error
+}
+
+func (g *gate) Write(b []byte) (int, error) {
+	if g.err != nil {
+		return 0, g.err
+	}
+	return g.WriteSeeker.Write(b)
+}
+
+// writeAll hands everything over, and returns the links that remain to be made.
+func (t *Tree) writeAll(ctx context.Context, w *erofs.Writer) ([]link, error) {
 	var links []link
 	names := map[*inode]uint32{}
 	if err := t.each(ctx, func(p string, n *node, first string) error {
@@ -96,21 +128,18 @@ func (t *Tree) WriteEROFS(ctx context.Context, out *os.File, scratch string) err
 		}
 		return t.writeNode(ctx, w, p, n)
 	}); err != nil {
-		return err
+		return nil, err
 	}
 	if err := setAttributes(w, "/", t.root.inode); err != nil {
-		return err
+		return nil, err
 	}
 	for _, l := range links {
 		n := t.find(linkParts(l.target))
 		if err := w.SetNlink(l.target, names[n.inode]); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	if err := w.Close(); err != nil {
-		return fmt.Errorf("write the image: %w", err)
-	}
-	return makeLinks(out, links)
+	return links, nil
 }
 
 // place makes an empty file, for a name that makeLinks gives another file.

@@ -194,7 +194,7 @@ func (d *Driver) makeDirs() error {
 		path string
 		mode fs.FileMode
 	}{
-		{runBase, 0o711}, {d.cfg.UIDDir, 0o700},
+		{runBase, 0o711}, {rootDir, 0o711}, {rootEmpty, 0o711}, {rootLayer, 0o711}, {d.cfg.UIDDir, 0o700},
 		{d.cfg.StateDir, 0o700}, {d.layers(), 0o700}, {d.crashes(), 0o700},
 		{d.cfg.RunDir, 0o711}, {d.rootfs(), 0o711}, {d.bundles(), 0o700}, {d.runscRoot(), 0o700}, {string(d.netns), 0o700},
 	} {
@@ -202,6 +202,15 @@ func (d *Driver) makeDirs() error {
 			return err
 		}
 		if err := os.Chmod(dir.path, dir.mode); err != nil { // whatever the umask
+			return err
+		}
+	}
+	for _, path := range []string{rootImage, rootUpper, rootEnvd} {
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY, 0o600)
+		if err != nil {
+			return err
+		}
+		if err := f.Close(); err != nil {
 			return err
 		}
 	}

@@ -65,8 +65,12 @@ func images() string {
 	return filepath.Join(os.TempDir(), fmt.Sprintf("nestbox-images-%d", os.Getpid()))
 }
 
+var openImages = sync.OnceValues(func() (*image.Store, error) {
+	return image.NewStore(image.Config{Dir: images()})
+})
+
 var minimal = sync.OnceValues(func() (image.Root, error) {
-	store, err := image.NewStore(image.Config{Dir: images()})
+	store, err := openImages()
 	if err != nil {
 		return image.Root{}, err
 	}

@@ -57,13 +57,15 @@ func (d *Driver) command(ctx context.Context, spec sandbox.Spec, args ...string)
 
 func (d *Driver) flags(spec sandbox.Spec) []string {
 	bundle := d.bundle(spec.ID)
-	return []string{
+	flags := []string{
 		"--root=" + d.runscRoot(),
 		"--log=" + filepath.Join(bundle, logFile),
 		"--panic-log=" + filepath.Join(bundle, panicFile),
 		"--platform=" + d.cfg.Platform,
 		"--network=sandbox",
+		// Of a root that is a directory; for an EROFS file the annotations say it.
 		fmt.Sprintf("--overlay2=root:dir=%s,size=%dm", d.layer(spec.ID), spec.Resources.DiskMB),
+		"--allow-rootfs-tar-annotation",
 		"--ignore-cgroups", // it is put into one that we made
 		"--host-settings=ignore",
 		"--in-sandbox-cgroup=v2", // by which envd knows its process trees
@@ -71,6 +73,12 @@ func (d *Driver) flags(spec sandbox.Spec) []string {
 		// An open descriptor of this process, not a name: nothing to clean up.
 		fmt.Sprintf("--gofer-network-namespace=/proc/%d/fd/%d", os.Getpid(), d.empty.Fd()),
 	}
+	if spec.Root.EROFS != "" {
+		// For sudo: who is root inside is root inside only. Not where the owners of the
+		// host's files may be shown as nobody, whom setuid programs would become.
+		flags = append(flags, "--allow-suid")
+	}
+	return flags
 }
 
 // wait returns how a call of runsc ended, with what it said.

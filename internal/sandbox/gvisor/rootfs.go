@@ -16,11 +16,22 @@ import (
 	"github.com/nestbox/nestbox/internal/netns"
 )
 
-// mountRoot moves the calling thread into a mount namespace of its own and
-// mounts the sandbox's root there, in one tree and read-only: what the sandbox
-// writes goes into the layer that gVisor lays over it. The mounts end with the
-// last process in the namespace. Files of the host's root belong to the
-// sandbox's root, and so on, where the file systems can map owners.
+// Where what a sandbox with an EROFS file starts from is, in its own mount namespace: in
+// all sandboxes of all hosts the same, since gVisor restores a sandbox only if it is told
+// the same paths again.
+const (
+	rootDir   = runBase + "/root"
+	rootEmpty = rootDir + "/empty"     // an empty directory
+	rootImage = rootDir + "/image"     // the EROFS file
+	rootUpper = rootDir + "/upper.tar" // what the writable layer begins with
+	rootEnvd  = rootDir + "/envd"
+	rootLayer = rootDir + "/layer" // the directory in which gVisor makes the writable layer
+)
+
+// mountRoot moves the calling thread into a mount namespace of its own and mounts there
+// what the sandbox's root is made of. The mounts end with the last process in the
+// namespace. Nothing of it is written to: what the sandbox writes goes into the layer
+// that gVisor lays over it.
 func (d *Driver) mountRoot(root image.Root, id string, ids userns) error {
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("make a mount namespace: %w", err)
@@ -29,6 +40,38 @@ func (d *Driver) mountRoot(root image.Root, id string, ids userns) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
 		return fmt.Errorf("detach the mount namespace: %w", err)
 	}
+	if root.Upper != "" {
+		if err := bind(root.Upper, rootUpper, nil); err != nil {
+			return fmt.Errorf("show %s: %w", root.Upper, err)
+		}
+	}
+	if root.EROFS != "" {
+		return d.mountEROFS(root, id, ids)
+	}
+	return d.mountDir(root, id, ids)
+}
+
+// mountEROFS puts at their places what gVisor itself opens, and envd.
+func (d *Driver) mountEROFS(root image.Root, id string, ids userns) error {
+	if err := bind(root.EROFS, rootImage, nil); err != nil {
+		return fmt.Errorf("show %s: %w", root.EROFS, err)
+	}
+	err := bind(d.cfg.Envd, rootEnvd, ids.file)
+	if errors.Is(err, errUnmappable) {
+		err = bind(d.cfg.Envd, rootEnvd, nil)
+	}
+	if err != nil {
+		return fmt.Errorf("show envd: %w", err)
+	}
+	if err := unix.Mount(d.layer(id), rootLayer, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("show %s: %w", d.layer(id), err)
+	}
+	return nil
+}
+
+// mountDir mounts a root that is a directory in one tree. Files of the host's root belong
+// to the sandbox's root, and so on, where the file systems can map owners.
+func (d *Driver) mountDir(root image.Root, id string, ids userns) error {
 	binds := append([]image.Bind{{Source: root.Dir, Target: "/"}}, root.Binds...)
 	binds = append(binds, image.Bind{Source: d.cfg.Envd, Target: image.EnvdPath})
 	template := filepath.Dir(root.Dir) + "/"

@@ -93,7 +93,7 @@ func (d *Driver) writeBundle(spec sandbox.Spec, firstUID uint32) error {
 	}{
 		configFile:    {string(config), 0o600, 0},
 		"hostname":    {spec.Hostname + "\n", 0o644, firstUID},
-		"hosts":       {fmt.Sprintf("127.0.0.1\tlocalhost %s\n::1\tlocalhost ip6-localhost ip6-loopback\n", spec.Hostname), 0o644, firstUID},
+		"hosts":       {sandbox.Hosts(spec.Hostname), 0o644, firstUID},
 		"resolv.conf": {d.resolvConf(), 0o644, firstUID},
 	} {
 		path := filepath.Join(d.bundle(spec.ID), name)
@@ -114,9 +114,9 @@ func (d *Driver) writeBundle(spec sandbox.Spec, firstUID uint32) error {
 // any other server too.
 func (d *Driver) resolvConf() string {
 	if d.cfg.Egress == nil {
-		return "# There is no name server in reach.\n"
+		return sandbox.ResolvConf("")
 	}
-	return "nameserver " + netns.OuterAddr.String() + "\n"
+	return sandbox.ResolvConf(netns.OuterAddr.String())
 }
 
 // ociSpec describes the sandbox (OCI runtime specification 1.2, as far as
@@ -124,7 +124,7 @@ func (d *Driver) resolvConf() string {
 func (d *Driver) ociSpec(spec sandbox.Spec, firstUID uint32) *specs.Spec {
 	r := spec.Resources
 	ids := []specs.LinuxIDMapping{{ContainerID: 0, HostID: firstUID, Size: uidsEach}}
-	return &specs.Spec{
+	oci := &specs.Spec{
 		Version:  "1.2.0",
 		Hostname: spec.Hostname,
 		Root:     &specs.Root{Path: d.rootfs()},
@@ -166,6 +166,30 @@ func (d *Driver) ociSpec(spec sandbox.Spec, firstUID uint32) *specs.Spec {
 			AnnotationBootFlag + "cpu-num":      strconv.Itoa(r.VCPUs),
 			AnnotationBootFlag + "total-memory": strconv.Itoa(r.MemoryMB * mib),
 		},
+	}
+	if spec.Root.EROFS != "" {
+		d.startFromEROFS(oci, spec)
+	}
+	if spec.Root.Upper != "" {
+		oci.Annotations["dev.gvisor.tar.rootfs.upper"] = rootUpper
+	}
+	return oci
+}
+
+// startFromEROFS has gVisor read the root from a file itself. The files of the sandbox
+// that mountDir shows are written by envd then.
+func (d *Driver) startFromEROFS(oci *specs.Spec, spec sandbox.Spec) {
+	const hint = "dev.gvisor.spec.rootfs."
+	oci.Root.Path = rootEmpty
+	oci.Annotations[hint+"source"] = rootImage
+	oci.Annotations[hint+"type"] = "erofs"
+	oci.Annotations[hint+"overlay"] = "dir=" + rootLayer
+	oci.Annotations[hint+"options"] = fmt.Sprintf("size=%dm", spec.Resources.DiskMB)
+	// This also has gVisor start a gofer, without which it fails: google/gvisor#13529.
+	oci.Mounts = append(oci.Mounts, specs.Mount{Destination: image.EnvdPath, Type: "bind", Source: rootEnvd, Options: []string{"ro", "nosuid", "nodev"}})
+	oci.Process.Args = append(oci.Process.Args, "--hostname="+spec.Hostname)
+	if d.cfg.Egress != nil {
+		oci.Process.Args = append(oci.Process.Args, "--nameserver="+netns.OuterAddr.String())
 	}
 }
 

@@ -44,6 +44,8 @@ type CapsuleRequest struct{ Key, Sum string }
 // store and the host agent keep, and what travels between them.
 type CapsuleSpec struct {
 	Template   string            // what it starts from; "" = TemplateMinimal
+	Image      string            // of Template, as the host knows it; "" = the one that the host has by the template's name
+	Defaults   ImageDefaults     // of Image; the host alone keeps them
 	Name       string            // one live capsule's of its team; "" = none
 	Hostname   string            // as programs see it; "" = the capsule's id
 	Env        map[string]string // of all processes, as far as they do not say otherwise; the values are kept by the host alone
@@ -75,6 +77,12 @@ func (s CapsuleSpec) NetworkPolicy() NetworkPolicy {
 func (s CapsuleSpec) Validate() error {
 	if !ValidTemplateName(s.Template) {
 		return Errorf(CodeInvalid, "template %.80q is not a valid name: 1 to 64 letters, digits and ._- that begin with a letter or digit", s.Template)
+	}
+	if s.Image != "" && !ValidImageName(s.Image) {
+		return Errorf(CodeInvalid, "image %.80q is not a valid name", s.Image)
+	}
+	if err := s.Defaults.Validate(); err != nil {
+		return err
 	}
 	if err := s.Resources.Validate(); err != nil {
 		return err

@@ -18,6 +18,8 @@ func TestEveryFieldIsRead(t *testing.T) {
 	fieldtest.Matters(t, func(b entryBody) any { return b.domain() })
 	fieldtest.Matters(t, func(b watchFrame) any { return b.domain() })
 	fieldtest.Matters(t, func(b unpackedBody) any { return b.domain() })
-	fieldtest.Matters(t, func(s nestbox.CapsuleSpec) any { return createBodyOf(s) })
+	fieldtest.Matters(t, func(s nestbox.CapsuleSpec) any { return createBodyOf(s) },
+		"CapsuleSpec.Image", "CapsuleSpec.Defaults.Env", "CapsuleSpec.Defaults.User", "CapsuleSpec.Defaults.Cwd", // of the template, which is asked for
+		"CapsuleSpec.Defaults.Entrypoint", "CapsuleSpec.Defaults.Cmd", "CapsuleSpec.Defaults.Labels")
 	fieldtest.Matters(t, func(s nestbox.ProcessSpec) any { return execBodyOf(s) }, "ProcessSpec.RequestKey") // a header
 }

@@ -24,7 +24,8 @@ type config struct {
 	LogLevel slog.Level // of what goes to standard error
 	Token    string     // required of every request; from the environment only
 
-	Env map[string]string // of all processes; from the environment only
+	Env       map[string]string // of all processes; from the environment only
+	User, Cwd string            // of processes that ask for none; from the environment only
 }
 
 // errNoToken: without a token anybody in reach would own the capsule.
@@ -63,6 +64,7 @@ func parseConfig(args []string, output io.Writer) (config, error) {
 	if cfg.Token == "" {
 		return config{}, errNoToken
 	}
+	cfg.User, cfg.Cwd = os.Getenv(sandbox.EnvUser), os.Getenv(sandbox.EnvCwd)
 	for _, entry := range os.Environ() {
 		name, value, _ := strings.Cut(entry, "=")
 		if inner, ok := strings.CutPrefix(name, sandbox.EnvPrefix); ok && inner != "" {

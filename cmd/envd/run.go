@@ -43,7 +43,7 @@ func run(ctx context.Context, cfg config, log *slog.Logger) error {
 			log.Warn("cannot write files of /etc", slog.Any("err", err))
 		}
 	}
-	machine, err := envd.New(envd.Config{Version: nestbox.Version, Log: log, Limits: envd.Limits{Pids: cfg.MaxPids}, Cgroups: cfg.Cgroups, Env: cfg.Env})
+	machine, err := envd.New(envd.Config{Version: nestbox.Version, Log: log, Limits: envd.Limits{Pids: cfg.MaxPids}, Cgroups: cfg.Cgroups, Env: cfg.Env, User: cfg.User, Cwd: cfg.Cwd})
 	if err != nil {
 		return err
 	}

@@ -20,7 +20,9 @@ func TestEveryFieldIsShown(t *testing.T) {
 		}
 		return toCapsule(c)
 	}, "Capsule.TeamID", "Capsule.HostID", // of no use to a caller, who has one team and no say in hosts
-		"Capsule.CapsuleSpec.Env",                    // EnvNames are shown
+		"Capsule.CapsuleSpec.Env",                                                                                                                // EnvNames are shown
+		"Capsule.CapsuleSpec.Image", "Capsule.CapsuleSpec.Defaults.Env", "Capsule.CapsuleSpec.Defaults.User", "Capsule.CapsuleSpec.Defaults.Cwd", // the template is shown
+		"Capsule.CapsuleSpec.Defaults.Entrypoint", "Capsule.CapsuleSpec.Defaults.Cmd", "Capsule.CapsuleSpec.Defaults.Labels",
 		"Capsule.Request.Key", "Capsule.Request.Sum") // of whoever asked
 	fieldtest.Matters(t, func(p nestbox.Process) any { return toProcess(p) })
 	fieldtest.Matters(t, func(p nestbox.SystemProcess) any { return toSystemProcess(p) })

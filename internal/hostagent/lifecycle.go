@@ -1,6 +1,7 @@
 package hostagent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"syscall"
@@ -22,7 +23,7 @@ func (m *Manager) Create(ctx context.Context, id string, spec nestbox.CapsuleSpe
 	if err := spec.Validate(); err != nil {
 		return Status{}, err
 	}
-	root, err := m.cfg.Images.Acquire(spec.Template)
+	root, err := m.cfg.Images.Acquire(cmp.Or(spec.Image, spec.Template))
 	if err != nil {
 		return Status{}, err
 	}
@@ -99,8 +100,9 @@ func (m *Manager) start(ctx context.Context, rec record, root image.Root) (*acce
 
 // envdEnv is the environment of a capsule's envd.
 func (m *Manager) envdEnv(rec record) map[string]string {
-	env := map[string]string{sandbox.EnvToken: rec.Token}
-	for _, all := range []map[string]string{m.cfg.Env, rec.Spec.Env} {
+	image := rec.Spec.Defaults
+	env := map[string]string{sandbox.EnvToken: rec.Token, sandbox.EnvUser: image.User, sandbox.EnvCwd: image.Cwd}
+	for _, all := range []map[string]string{m.cfg.Env, image.Env, rec.Spec.Env} {
 		for name, value := range all {
 			env[sandbox.EnvPrefix+name] = value
 		}

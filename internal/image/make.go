@@ -10,7 +10,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -28,9 +27,6 @@ const (
 
 // MaxBytes is how much there may be in all files of an image.
 const MaxBytes = 64 << 30
-
-// digestName is the name of an image that was made.
-var digestName = regexp.MustCompile(`^sha256-[0-9a-f]{64}$`)
 
 // Info describes an image that was made.
 type Info struct {
@@ -99,7 +95,7 @@ func write(ctx context.Context, dir string, tree *rootfs.Tree) (Info, error) {
 	} else if more, statErr := upper.Stat(); statErr == nil {
 		size += more.Size()
 	}
-	return Info{Name: "sha256-" + hex.EncodeToString(sum.Sum(nil)), Size: size}, err
+	return Info{Name: nestbox.ImageName(hex.EncodeToString(sum.Sum(nil))), Size: size}, err
 }
 
 // keep makes what is in dir the image that it is, once it is on disk for good.

@@ -66,7 +66,7 @@ func NewStore(cfg Config) (*Store, error) {
 func (s *Store) Acquire(name string) (Root, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if digestName.MatchString(name) {
+	if nestbox.ValidImageName(name) {
 		root, err := s.made(name)
 		if err == nil {
 			s.uses[name]++
@@ -135,7 +135,7 @@ func (s *Store) Sweep() {
 		return
 	}
 	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), nestbox.TemplateMinimal+"-") || digestName.MatchString(e.Name()) {
+		if strings.HasPrefix(e.Name(), nestbox.TemplateMinimal+"-") || nestbox.ValidImageName(e.Name()) {
 			s.removeUnused(e.Name())
 		}
 	}

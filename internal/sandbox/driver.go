@@ -115,6 +115,13 @@ const EnvdPort = 49983
 // EnvToken names the environment variable that hands envd its access token.
 const EnvToken = "NESTBOX_TOKEN"
 
+// EnvUser and EnvCwd name the environment variables that tell envd the user and the
+// working directory of processes that ask for none; "" = root, and the user's home.
+const (
+	EnvUser = "NESTBOX_USER"
+	EnvCwd  = "NESTBOX_CWD"
+)
+
 // EnvPrefix begins the names of environment variables of envd that all processes of the
 // sandbox get, without it.
 const EnvPrefix = "NESTBOX_ENV_"

@@ -16,7 +16,7 @@ import (
 )
 
 const capsuleColumns = `id, team_id, host_id, template, state, reason, vcpus, memory_mb, disk_mb, pids_max,
-	timeout_sec, metadata, created_at, started_at, last_active_at, updated_at, network, ports, name, hostname, env_names, request_key, request_sum`
+	timeout_sec, metadata, created_at, started_at, last_active_at, updated_at, network, ports, name, hostname, env_names, request_key, request_sum, image`
 
 // CreateCapsule adds a capsule that is to start on a host. The host is added
 // too, if it is new. CodeConflict: the id,
@@ -39,10 +39,10 @@ func (s *Store) CreateCapsule(ctx context.Context, c nestbox.Capsule, host nestb
 		if err := saveHost(ctx, tx, host); err != nil {
 			return err
 		}
-		_, err := tx.exec(ctx, `INSERT INTO capsules (`+capsuleColumns+`) VALUES (`+marks(23)+`)`,
+		_, err := tx.exec(ctx, `INSERT INTO capsules (`+capsuleColumns+`) VALUES (`+marks(24)+`)`,
 			c.ID, c.TeamID, host.ID, c.Template, nestbox.StateStarting, clean(c.Reason),
 			c.Resources.VCPUs, c.Resources.MemoryMB, c.Resources.DiskMB, c.Resources.PidsMax,
-			c.TimeoutSec, string(metadata), micros(c.CreatedAt), 0, micros(c.CreatedAt), micros(c.CreatedAt), string(network), "{}", c.Name, c.Hostname, string(env), c.Request.Key, c.Request.Sum)
+			c.TimeoutSec, string(metadata), micros(c.CreatedAt), 0, micros(c.CreatedAt), micros(c.CreatedAt), string(network), "{}", c.Name, c.Hostname, string(env), c.Request.Key, c.Request.Sum, c.Image)
 		return err
 	})
 }
@@ -284,7 +284,7 @@ func scanCapsule(r row) (c nestbox.Capsule, err error) {
 	var created, started, active, updated int64
 	err = r.Scan(&c.ID, &c.TeamID, &c.HostID, &c.Template, &c.State, &c.Reason,
 		&c.Resources.VCPUs, &c.Resources.MemoryMB, &c.Resources.DiskMB, &c.Resources.PidsMax,
-		&c.TimeoutSec, &metadata, &created, &started, &active, &updated, &network, &ports, &c.Name, &c.Hostname, &env, &c.Request.Key, &c.Request.Sum)
+		&c.TimeoutSec, &metadata, &created, &started, &active, &updated, &network, &ports, &c.Name, &c.Hostname, &env, &c.Request.Key, &c.Request.Sum, &c.Image)
 	if err != nil {
 		return nestbox.Capsule{}, err
 	}

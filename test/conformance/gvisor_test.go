@@ -37,6 +37,13 @@ func TestMain(m *testing.M) {
 // newManager returns a host agent with gVisor on directories of its own.
 func newManager(t *testing.T) *hostagent.Manager {
 	t.Helper()
+	m, _ := newHost(t)
+	return m
+}
+
+// newHost returns a host agent and its images.
+func newHost(t *testing.T) (*hostagent.Manager, *image.Store) {
+	t.Helper()
 	dir := tempDir(t)
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
 	images, err := image.NewStore(image.Config{Dir: filepath.Join(dir, "images"), Log: log})
@@ -69,7 +76,7 @@ func newManager(t *testing.T) *hostagent.Manager {
 		require.NoError(t, m.Close())
 		require.NoError(t, driver.Close())
 	})
-	return m
+	return m, images
 }
 
 // tempDir is short, for sockets, and open to traversal, for the users of
@@ -96,8 +103,8 @@ func showCrashes(t *testing.T, stateDir string) {
 	}
 }
 
-// remote returns the RPC twin of a host.
-func remote(t *testing.T, host hostagent.Host) *hostrpc.Client {
+// overRPC returns the RPC twin of a host.
+func overRPC(t *testing.T, host hostagent.Host) *hostrpc.Client {
 	t.Helper()
 	const token = "the host's token"
 	server := httptest.NewServer(hostrpc.NewHandler(host, token))
@@ -172,7 +179,7 @@ func TestHost(t *testing.T) {
 func TestHostOverRPC(t *testing.T) {
 	t.Parallel()
 	hosttest.Run(t, func(t *testing.T) hosttest.Subject {
-		return hosttest.Subject{Host: remote(t, newManager(t)), Crash: crash}
+		return hosttest.Subject{Host: overRPC(t, newManager(t)), Crash: crash}
 	})
 }
 
@@ -180,7 +187,7 @@ func TestHostOverRPC(t *testing.T) {
 // machine would see it.
 func newGuest(t *testing.T) guest.Guest {
 	t.Helper()
-	host := remote(t, newManager(t))
+	host := overRPC(t, newManager(t))
 	status, err := host.Create(t.Context(), nestbox.NewID(nestbox.PrefixCapsule), nestbox.CapsuleSpec{}.WithDefaults())
 	require.NoError(t, err)
 	g, err := host.Guest(t.Context(), status.ID)

@@ -46,7 +46,8 @@ func (a account) credential() *syscall.Credential {
 // accounts reads the machine's users and groups. The files are parsed when they
 // have changed, not for every start.
 type accounts struct {
-	dir string // "/etc"
+	dir       string // "/etc"
+	user, cwd string // of processes that ask for none
 
 	mu     sync.Mutex
 	passwd fileVersion

@@ -25,7 +25,10 @@ type Config struct {
 	Limits  Limits       // zero fields mean their defaults
 	Cgroups string       // directory of a cgroup v2 hierarchy in which trees get groups, if it is one; "" = none
 
-	Env map[string]string // of all processes that do not say otherwise
+	// Of all processes that do not say otherwise.
+	Env  map[string]string
+	User string // as nestbox.ProcessSpec.User
+	Cwd  string // "" = the user's home
 }
 
 // Envd is a guest.Guest: the machine that it runs on. Use New.
@@ -50,7 +53,7 @@ func New(cfg Config) (*Envd, error) {
 	if err != nil {
 		return nil, err
 	}
-	table.env = cfg.Env
+	table.env, table.accounts.user, table.accounts.cwd = cfg.Env, cfg.User, cfg.Cwd
 	return &Envd{version: cfg.Version, startedAt: time.Now(), table: table, files: newFiles()}, nil
 }
 

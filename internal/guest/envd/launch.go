@@ -1,6 +1,7 @@
 package envd
 
 import (
+	"cmp"
 	"errors"
 	"maps"
 	"os"
@@ -34,6 +35,7 @@ type launch struct {
 	argv []string
 	env  []string
 	cwd  string
+	home bool // cwd is the user's home, and was not asked for
 	user account
 }
 
@@ -41,7 +43,7 @@ type launch struct {
 // each look costs a start more than it is worth, and check takes it if the
 // start fails.
 func (a *accounts) plan(spec nestbox.ProcessSpec, common map[string]string, mark string) (launch, error) {
-	user, err := a.findToRun(spec.User)
+	user, err := a.findToRun(cmp.Or(spec.User, a.user))
 	if err != nil {
 		return launch{}, err
 	}
@@ -53,8 +55,9 @@ func (a *accounts) plan(spec nestbox.ProcessSpec, common map[string]string, mark
 		common["TERM"] = spec.Terminal.Term
 	}
 	env := environment(common, spec.Env, user, mark)
-	l := launch{path: spec.Cmd, cwd: nestbox.PathBytes(spec.Cwd), user: user, argv: append([]string{spec.Cmd}, spec.Args...)}
-	if l.cwd == "" {
+	l := launch{path: spec.Cmd, cwd: nestbox.PathBytes(cmp.Or(spec.Cwd, a.cwd)), user: user, argv: append([]string{spec.Cmd}, spec.Args...)}
+	l.home = l.cwd == ""
+	if l.home {
 		l.cwd = user.home
 	}
 	if !filepath.IsAbs(l.path) {
@@ -68,9 +71,13 @@ func (a *accounts) plan(spec nestbox.ProcessSpec, common map[string]string, mark
 	return l, nil
 }
 
-// check says why a launch of spec cannot do, or corrects it.
-func (l *launch) check(spec nestbox.ProcessSpec) (corrected bool, err error) {
-	cwd, err := workingDirectory(nestbox.PathBytes(spec.Cwd), l.user)
+// check says why a launch cannot do, or corrects it.
+func (l *launch) check() (corrected bool, err error) {
+	asked := l.cwd
+	if l.home {
+		asked = ""
+	}
+	cwd, err := workingDirectory(asked, l.user)
 	if err != nil {
 		return false, err
 	}
@@ -183,7 +190,7 @@ func (l *launch) start(spec nestbox.ProcessSpec, stdio []uintptr, groups *treeGr
 		if err == nil {
 			return pid, nil
 		}
-		corrected, checkErr := l.check(spec)
+		corrected, checkErr := l.check()
 		switch {
 		case checkErr != nil:
 			return 0, checkErr

@@ -39,11 +39,16 @@ func specToWire(s nestbox.CapsuleSpec) *hostv1.CapsuleSpec {
 		Name:       s.Name,
 		Hostname:   s.Hostname,
 		Env:        s.Env,
+		Image:      s.Image,
+		Defaults: &hostv1.ImageDefaults{
+			Env: s.Defaults.Env, User: s.Defaults.User, Cwd: s.Defaults.Cwd,
+			Entrypoint: s.Defaults.Entrypoint, Cmd: s.Defaults.Cmd, Labels: s.Defaults.Labels,
+		},
 	}
 }
 
 func specFromWire(s *hostv1.CapsuleSpec) nestbox.CapsuleSpec {
-	r := s.GetResources()
+	r, d := s.GetResources(), s.GetDefaults()
 	var network *nestbox.NetworkPolicy
 	if s.GetNetwork() != nil {
 		network = new(policyFromWire(s.GetNetwork()))
@@ -62,6 +67,11 @@ func specFromWire(s *hostv1.CapsuleSpec) nestbox.CapsuleSpec {
 		Hostname:   s.GetHostname(),
 		Env:        s.GetEnv(),
 		Network:    network,
+		Image:      s.GetImage(),
+		Defaults: nestbox.ImageDefaults{
+			Env: d.GetEnv(), User: d.GetUser(), Cwd: d.GetCwd(),
+			Entrypoint: d.GetEntrypoint(), Cmd: d.GetCmd(), Labels: d.GetLabels(),
+		},
 	}
 }
 

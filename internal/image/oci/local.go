@@ -287,6 +287,9 @@ func openDocker(file, reference string, o Options) (_ *Image, err error) {
 		return nil, nestbox.Errorf(nestbox.CodeInvalid, "%s has %d layers and describes %d", reference, len(chosen.Layers), len(config.RootFS.DiffIDs))
 	}
 	img.Defaults = defaults(config.Config)
+	if err := img.Defaults.Validate(); err != nil {
+		return nil, err
+	}
 	for n, name := range chosen.Layers {
 		f, err := m.open(name)
 		if err != nil {

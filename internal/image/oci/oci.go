@@ -78,6 +78,10 @@ func (i *Image) Fill(ctx context.Context, tree *rootfs.Tree, scratch string, pro
 			return err
 		}
 	}
+	// Processes start there, whether a layer has it or not, as with Docker.
+	if err := tree.MakeDir(i.Defaults.Cwd); err != nil {
+		return nestbox.Errorf(nestbox.CodeInvalid, "the working directory %.200q of %s: %w", i.Defaults.Cwd, i.Reference, err)
+	}
 	return nil
 }
 
@@ -230,6 +234,9 @@ func fromImage(img v1.Image, reference string, open func(v1.Descriptor) func(con
 		return nil, nestbox.Errorf(nestbox.CodeInvalid, "%s has more than %d layers", reference, maxLayers)
 	}
 	out := &Image{Reference: reference, Digest: digest.String(), Defaults: defaults(config.Config)}
+	if err := out.Defaults.Validate(); err != nil {
+		return nil, err
+	}
 	for n, d := range manifest.Layers {
 		l := layer{name: d.Digest.String(), diffID: config.RootFS.DiffIDs[n].Hex, dialect: rootfs.OCI, size: d.Size}
 		if !d.MediaType.IsDistributable() || !d.MediaType.IsLayer() {

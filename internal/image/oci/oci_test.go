@@ -398,61 +398,40 @@ func TestRegistryThatLies(t *testing.T) {
 
 func TestRegistryThatFails(t *testing.T) {
 	t.Parallel()
-	f, ref := serveImage(t)
-	r := client(t)
-	r.Patience = 50 * time.Millisecond
-	silent := make(chan struct{})
-	t.Cleanup(func() { close(silent) })
-	img, err := client(t).Open(t.Context(), ref, Options{})
-	require.NoError(t, err)
-	require.NoError(t, img.Close())
+	ended := make(chan struct{})
+	t.Cleanup(func() { close(ended) })
+	answer := func(status int) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(status) }
+	}
 	for kind, tt := range map[string]struct {
-		answer func(w http.ResponseWriter, r *http.Request)
+		answer http.HandlerFunc
 		code   nestbox.Code
 	}{
-		"500 for ever": {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500) }, nestbox.CodeUnavailable},
-		"404":          {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(404) }, nestbox.CodeNotFound},
-		"403":          {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(403) }, nestbox.CodeDenied},
+		"500 for ever": {answer(500), nestbox.CodeUnavailable},
+		"429 for ever": {answer(429), nestbox.CodeUnavailable},
+		"404":          {answer(404), nestbox.CodeNotFound},
+		"403":          {answer(403), nestbox.CodeDenied},
 		"silence": {func(_ http.ResponseWriter, r *http.Request) {
 			select {
 			case <-r.Context().Done():
-			case <-silent:
+			case <-ended:
 			}
 		}, nestbox.CodeUnavailable},
 	} {
-		f.before = func(w http.ResponseWriter, q *http.Request) bool {
-			if q.Method == http.MethodGet && strings.Contains(q.URL.Path, "/blobs/") && !strings.HasSuffix(q.URL.Path, configOf(t)) {
-				tt.answer(w, q)
-				return true
-			}
-			return false
-		}
-		r := r
-		r.Blobs = t.TempDir()
-		img, err := client(t).Open(t.Context(), ref, Options{})
-		require.NoError(t, err, kind)
-		_ = img.Close()
-		img, err = Registry{Blobs: r.Blobs, Pause: r.Pause, Patience: 20 * time.Second}.Open(t.Context(), ref, Options{})
-		require.NoError(t, err, kind)
-		if kind == "silence" {
-			ref, perr := name.ParseReference(ref)
-			require.NoError(t, perr)
-			manifest, merr := testImage(t).Manifest()
-			require.NoError(t, merr)
-			r = r.withDefaults()
-			_, err = fetch{r, ref.Context(), http.DefaultClient, manifest.Layers[0]}.open(t.Context(), func(int64) {})
-		} else {
-			_, err = tryRead(t, img)
-		}
-		require.Equal(t, tt.code, nestbox.CodeOf(err), "%s: %v", kind, err)
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			server := httptest.NewServer(tt.answer)
+			t.Cleanup(server.Close)
+			repo, err := name.NewRepository(strings.TrimPrefix(server.URL, "http://") + "/team/app")
+			require.NoError(t, err)
+			manifest, err := testImage(t).Manifest()
+			require.NoError(t, err)
+			r := Registry{Blobs: t.TempDir(), Pause: time.Millisecond, Patience: 50 * time.Millisecond}
+			_, err = fetch{r.withDefaults(), repo, server.Client(), manifest.Layers[0]}.open(t.Context(), func(int64) {})
+			require.Equal(t, tt.code, nestbox.CodeOf(err), "%v", err)
+			require.Contains(t, nestbox.MessageOf(err), manifest.Layers[0].Digest.String())
+		})
 	}
-}
-
-func configOf(t *testing.T) string {
-	t.Helper()
-	digest, err := testImage(t).ConfigName()
-	require.NoError(t, err)
-	return digest.String()
 }
 
 func TestFolder(t *testing.T) {

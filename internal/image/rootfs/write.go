@@ -51,6 +51,16 @@ func (t *Tree) Complete() error {
 	return t.put(t.root, &node{name: envd[0], inode: &inode{mode: unix.S_IFREG | 0o755}})
 }
 
+// MakeDir makes a directory, as far as it is not there. CodeInvalid: something else is.
+func (t *Tree) MakeDir(path string) error {
+	parts, err := split(path)
+	if err == nil {
+		t.layer++
+		_, err = t.dir(parts)
+	}
+	return err
+}
+
 // Size is how many bytes there are in all files, those that were replaced too.
 func (t *Tree) Size() int64 { return t.size }
 

@@ -241,6 +241,8 @@ type CapsuleSpec struct {
 	Name          string                 `protobuf:"bytes,6,opt,name=name,proto3" json:"name,omitempty"`
 	Hostname      string                 `protobuf:"bytes,7,opt,name=hostname,proto3" json:"hostname,omitempty"`                                                                 // "" = the id
 	Env           map[string]string      `protobuf:"bytes,8,rep,name=env,proto3" json:"env,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // of all processes
+	Image         string                 `protobuf:"bytes,9,opt,name=image,proto3" json:"image,omitempty"`                                                                       // that it starts from; "" = the template's name says it
+	Defaults      *ImageDefaults         `protobuf:"bytes,10,opt,name=defaults,proto3" json:"defaults,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -331,6 +333,104 @@ func (x *CapsuleSpec) GetEnv() map[string]string {
 	return nil
 }
 
+func (x *CapsuleSpec) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+func (x *CapsuleSpec) GetDefaults() *ImageDefaults {
+	if x != nil {
+		return x.Defaults
+	}
+	return nil
+}
+
+type ImageDefaults struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Env           map[string]string      `protobuf:"bytes,1,rep,name=env,proto3" json:"env,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	User          string                 `protobuf:"bytes,2,opt,name=user,proto3" json:"user,omitempty"`
+	Cwd           string                 `protobuf:"bytes,3,opt,name=cwd,proto3" json:"cwd,omitempty"`
+	Entrypoint    []string               `protobuf:"bytes,4,rep,name=entrypoint,proto3" json:"entrypoint,omitempty"`
+	Cmd           []string               `protobuf:"bytes,5,rep,name=cmd,proto3" json:"cmd,omitempty"`
+	Labels        map[string]string      `protobuf:"bytes,6,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImageDefaults) Reset() {
+	*x = ImageDefaults{}
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImageDefaults) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImageDefaults) ProtoMessage() {}
+
+func (x *ImageDefaults) ProtoReflect() protoreflect.Message {
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImageDefaults.ProtoReflect.Descriptor instead.
+func (*ImageDefaults) Descriptor() ([]byte, []int) {
+	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ImageDefaults) GetEnv() map[string]string {
+	if x != nil {
+		return x.Env
+	}
+	return nil
+}
+
+func (x *ImageDefaults) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *ImageDefaults) GetCwd() string {
+	if x != nil {
+		return x.Cwd
+	}
+	return ""
+}
+
+func (x *ImageDefaults) GetEntrypoint() []string {
+	if x != nil {
+		return x.Entrypoint
+	}
+	return nil
+}
+
+func (x *ImageDefaults) GetCmd() []string {
+	if x != nil {
+		return x.Cmd
+	}
+	return nil
+}
+
+func (x *ImageDefaults) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
 type NetworkPolicy struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Internet      bool                   `protobuf:"varint,1,opt,name=internet,proto3" json:"internet,omitempty"`
@@ -343,7 +443,7 @@ type NetworkPolicy struct {
 
 func (x *NetworkPolicy) Reset() {
 	*x = NetworkPolicy{}
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[4]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -355,7 +455,7 @@ func (x *NetworkPolicy) String() string {
 func (*NetworkPolicy) ProtoMessage() {}
 
 func (x *NetworkPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[4]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -368,7 +468,7 @@ func (x *NetworkPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkPolicy.ProtoReflect.Descriptor instead.
 func (*NetworkPolicy) Descriptor() ([]byte, []int) {
-	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{4}
+	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *NetworkPolicy) GetInternet() bool {
@@ -412,7 +512,7 @@ type Status struct {
 
 func (x *Status) Reset() {
 	*x = Status{}
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[5]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -424,7 +524,7 @@ func (x *Status) String() string {
 func (*Status) ProtoMessage() {}
 
 func (x *Status) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[5]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -437,7 +537,7 @@ func (x *Status) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Status.ProtoReflect.Descriptor instead.
 func (*Status) Descriptor() ([]byte, []int) {
-	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{5}
+	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Status) GetId() string {
@@ -485,7 +585,7 @@ type CreateRequest struct {
 
 func (x *CreateRequest) Reset() {
 	*x = CreateRequest{}
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[6]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -497,7 +597,7 @@ func (x *CreateRequest) String() string {
 func (*CreateRequest) ProtoMessage() {}
 
 func (x *CreateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[6]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -510,7 +610,7 @@ func (x *CreateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRequest.ProtoReflect.Descriptor instead.
 func (*CreateRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{6}
+	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *CreateRequest) GetId() string {
@@ -536,7 +636,7 @@ type CreateResponse struct {
 
 func (x *CreateResponse) Reset() {
 	*x = CreateResponse{}
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[7]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -548,7 +648,7 @@ func (x *CreateResponse) String() string {
 func (*CreateResponse) ProtoMessage() {}
 
 func (x *CreateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[7]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -561,7 +661,7 @@ func (x *CreateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateResponse.ProtoReflect.Descriptor instead.
 func (*CreateResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{7}
+	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *CreateResponse) GetStatus() *Status {
@@ -580,7 +680,7 @@ type DestroyRequest struct {
 
 func (x *DestroyRequest) Reset() {
 	*x = DestroyRequest{}
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[8]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -592,7 +692,7 @@ func (x *DestroyRequest) String() string {
 func (*DestroyRequest) ProtoMessage() {}
 
 func (x *DestroyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[8]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -605,7 +705,7 @@ func (x *DestroyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroyRequest.ProtoReflect.Descriptor instead.
 func (*DestroyRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{8}
+	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *DestroyRequest) GetId() string {
@@ -623,7 +723,7 @@ type DestroyResponse struct {
 
 func (x *DestroyResponse) Reset() {
 	*x = DestroyResponse{}
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[9]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -635,7 +735,7 @@ func (x *DestroyResponse) String() string {
 func (*DestroyResponse) ProtoMessage() {}
 
 func (x *DestroyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[9]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -648,7 +748,7 @@ func (x *DestroyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DestroyResponse.ProtoReflect.Descriptor instead.
 func (*DestroyResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{9}
+	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{10}
 }
 
 type GetRequest struct {
@@ -660,7 +760,7 @@ type GetRequest struct {
 
 func (x *GetRequest) Reset() {
 	*x = GetRequest{}
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[10]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -672,7 +772,7 @@ func (x *GetRequest) String() string {
 func (*GetRequest) ProtoMessage() {}
 
 func (x *GetRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[10]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -685,7 +785,7 @@ func (x *GetRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetRequest.ProtoReflect.Descriptor instead.
 func (*GetRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{10}
+	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *GetRequest) GetId() string {
@@ -704,7 +804,7 @@ type GetResponse struct {
 
 func (x *GetResponse) Reset() {
 	*x = GetResponse{}
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[11]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -716,7 +816,7 @@ func (x *GetResponse) String() string {
 func (*GetResponse) ProtoMessage() {}
 
 func (x *GetResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[11]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -729,7 +829,7 @@ func (x *GetResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetResponse.ProtoReflect.Descriptor instead.
 func (*GetResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{11}
+	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *GetResponse) GetStatus() *Status {
@@ -747,7 +847,7 @@ type ListRequest struct {
 
 func (x *ListRequest) Reset() {
 	*x = ListRequest{}
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[12]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -759,7 +859,7 @@ func (x *ListRequest) String() string {
 func (*ListRequest) ProtoMessage() {}
 
 func (x *ListRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[12]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -772,7 +872,7 @@ func (x *ListRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRequest.ProtoReflect.Descriptor instead.
 func (*ListRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{12}
+	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{13}
 }
 
 type ListResponse struct {
@@ -784,7 +884,7 @@ type ListResponse struct {
 
 func (x *ListResponse) Reset() {
 	*x = ListResponse{}
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[13]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -796,7 +896,7 @@ func (x *ListResponse) String() string {
 func (*ListResponse) ProtoMessage() {}
 
 func (x *ListResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[13]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -809,7 +909,7 @@ func (x *ListResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListResponse.ProtoReflect.Descriptor instead.
 func (*ListResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{13}
+	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ListResponse) GetStatuses() []*Status {
@@ -829,7 +929,7 @@ type SetNetworkRequest struct {
 
 func (x *SetNetworkRequest) Reset() {
 	*x = SetNetworkRequest{}
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[14]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -841,7 +941,7 @@ func (x *SetNetworkRequest) String() string {
 func (*SetNetworkRequest) ProtoMessage() {}
 
 func (x *SetNetworkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[14]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -854,7 +954,7 @@ func (x *SetNetworkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNetworkRequest.ProtoReflect.Descriptor instead.
 func (*SetNetworkRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{14}
+	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *SetNetworkRequest) GetId() string {
@@ -879,7 +979,7 @@ type SetNetworkResponse struct {
 
 func (x *SetNetworkResponse) Reset() {
 	*x = SetNetworkResponse{}
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[15]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -891,7 +991,7 @@ func (x *SetNetworkResponse) String() string {
 func (*SetNetworkResponse) ProtoMessage() {}
 
 func (x *SetNetworkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[15]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -904,7 +1004,7 @@ func (x *SetNetworkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNetworkResponse.ProtoReflect.Descriptor instead.
 func (*SetNetworkResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{15}
+	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{16}
 }
 
 type NetworkRequest struct {
@@ -916,7 +1016,7 @@ type NetworkRequest struct {
 
 func (x *NetworkRequest) Reset() {
 	*x = NetworkRequest{}
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[16]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -928,7 +1028,7 @@ func (x *NetworkRequest) String() string {
 func (*NetworkRequest) ProtoMessage() {}
 
 func (x *NetworkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[16]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -941,7 +1041,7 @@ func (x *NetworkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkRequest.ProtoReflect.Descriptor instead.
 func (*NetworkRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{16}
+	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *NetworkRequest) GetId() string {
@@ -965,7 +1065,7 @@ type NetworkResponse struct {
 
 func (x *NetworkResponse) Reset() {
 	*x = NetworkResponse{}
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[17]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -977,7 +1077,7 @@ func (x *NetworkResponse) String() string {
 func (*NetworkResponse) ProtoMessage() {}
 
 func (x *NetworkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[17]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -990,7 +1090,7 @@ func (x *NetworkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkResponse.ProtoReflect.Descriptor instead.
 func (*NetworkResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{17}
+	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *NetworkResponse) GetPolicy() *NetworkPolicy {
@@ -1055,7 +1155,7 @@ type NetworkFlow struct {
 
 func (x *NetworkFlow) Reset() {
 	*x = NetworkFlow{}
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[18]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1067,7 +1167,7 @@ func (x *NetworkFlow) String() string {
 func (*NetworkFlow) ProtoMessage() {}
 
 func (x *NetworkFlow) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[18]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1080,7 +1180,7 @@ func (x *NetworkFlow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkFlow.ProtoReflect.Descriptor instead.
 func (*NetworkFlow) Descriptor() ([]byte, []int) {
-	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{18}
+	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *NetworkFlow) GetName() string {
@@ -1175,7 +1275,7 @@ type WatchDeathsRequest struct {
 
 func (x *WatchDeathsRequest) Reset() {
 	*x = WatchDeathsRequest{}
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[19]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1187,7 +1287,7 @@ func (x *WatchDeathsRequest) String() string {
 func (*WatchDeathsRequest) ProtoMessage() {}
 
 func (x *WatchDeathsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[19]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1200,7 +1300,7 @@ func (x *WatchDeathsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchDeathsRequest.ProtoReflect.Descriptor instead.
 func (*WatchDeathsRequest) Descriptor() ([]byte, []int) {
-	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{19}
+	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{20}
 }
 
 type WatchDeathsResponse struct {
@@ -1212,7 +1312,7 @@ type WatchDeathsResponse struct {
 
 func (x *WatchDeathsResponse) Reset() {
 	*x = WatchDeathsResponse{}
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[20]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1224,7 +1324,7 @@ func (x *WatchDeathsResponse) String() string {
 func (*WatchDeathsResponse) ProtoMessage() {}
 
 func (x *WatchDeathsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_nestbox_host_v1_host_proto_msgTypes[20]
+	mi := &file_nestbox_host_v1_host_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1237,7 +1337,7 @@ func (x *WatchDeathsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchDeathsResponse.ProtoReflect.Descriptor instead.
 func (*WatchDeathsResponse) Descriptor() ([]byte, []int) {
-	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{20}
+	return file_nestbox_host_v1_host_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *WatchDeathsResponse) GetStatus() *Status {
@@ -1267,7 +1367,7 @@ const file_nestbox_host_v1_host_proto_rawDesc = "" +
 	"\x05vcpus\x18\x01 \x01(\x05R\x05vcpus\x12\x1b\n" +
 	"\tmemory_mb\x18\x02 \x01(\x05R\bmemoryMb\x12\x17\n" +
 	"\adisk_mb\x18\x03 \x01(\x05R\x06diskMb\x12\x19\n" +
-	"\bpids_max\x18\x04 \x01(\x05R\apidsMax\"\xe4\x03\n" +
+	"\bpids_max\x18\x04 \x01(\x05R\apidsMax\"\xb6\x04\n" +
 	"\vCapsuleSpec\x12\x1a\n" +
 	"\btemplate\x18\x01 \x01(\tR\btemplate\x128\n" +
 	"\tresources\x18\x02 \x01(\v2\x1a.nestbox.host.v1.ResourcesR\tresources\x12\x1f\n" +
@@ -1277,11 +1377,29 @@ const file_nestbox_host_v1_host_proto_rawDesc = "" +
 	"\anetwork\x18\x05 \x01(\v2\x1e.nestbox.host.v1.NetworkPolicyR\anetwork\x12\x12\n" +
 	"\x04name\x18\x06 \x01(\tR\x04name\x12\x1a\n" +
 	"\bhostname\x18\a \x01(\tR\bhostname\x127\n" +
-	"\x03env\x18\b \x03(\v2%.nestbox.host.v1.CapsuleSpec.EnvEntryR\x03env\x1a;\n" +
+	"\x03env\x18\b \x03(\v2%.nestbox.host.v1.CapsuleSpec.EnvEntryR\x03env\x12\x14\n" +
+	"\x05image\x18\t \x01(\tR\x05image\x12:\n" +
+	"\bdefaults\x18\n" +
+	" \x01(\v2\x1e.nestbox.host.v1.ImageDefaultsR\bdefaults\x1a;\n" +
 	"\rMetadataEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd9\x02\n" +
+	"\rImageDefaults\x129\n" +
+	"\x03env\x18\x01 \x03(\v2'.nestbox.host.v1.ImageDefaults.EnvEntryR\x03env\x12\x12\n" +
+	"\x04user\x18\x02 \x01(\tR\x04user\x12\x10\n" +
+	"\x03cwd\x18\x03 \x01(\tR\x03cwd\x12\x1e\n" +
+	"\n" +
+	"entrypoint\x18\x04 \x03(\tR\n" +
+	"entrypoint\x12\x10\n" +
+	"\x03cmd\x18\x05 \x03(\tR\x03cmd\x12B\n" +
+	"\x06labels\x18\x06 \x03(\v2*.nestbox.host.v1.ImageDefaults.LabelsEntryR\x06labels\x1a6\n" +
+	"\bEnvEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"v\n" +
 	"\rNetworkPolicy\x12\x1a\n" +
@@ -1366,71 +1484,77 @@ func file_nestbox_host_v1_host_proto_rawDescGZIP() []byte {
 	return file_nestbox_host_v1_host_proto_rawDescData
 }
 
-var file_nestbox_host_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_nestbox_host_v1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_nestbox_host_v1_host_proto_goTypes = []any{
 	(*InfoRequest)(nil),           // 0: nestbox.host.v1.InfoRequest
 	(*InfoResponse)(nil),          // 1: nestbox.host.v1.InfoResponse
 	(*Resources)(nil),             // 2: nestbox.host.v1.Resources
 	(*CapsuleSpec)(nil),           // 3: nestbox.host.v1.CapsuleSpec
-	(*NetworkPolicy)(nil),         // 4: nestbox.host.v1.NetworkPolicy
-	(*Status)(nil),                // 5: nestbox.host.v1.Status
-	(*CreateRequest)(nil),         // 6: nestbox.host.v1.CreateRequest
-	(*CreateResponse)(nil),        // 7: nestbox.host.v1.CreateResponse
-	(*DestroyRequest)(nil),        // 8: nestbox.host.v1.DestroyRequest
-	(*DestroyResponse)(nil),       // 9: nestbox.host.v1.DestroyResponse
-	(*GetRequest)(nil),            // 10: nestbox.host.v1.GetRequest
-	(*GetResponse)(nil),           // 11: nestbox.host.v1.GetResponse
-	(*ListRequest)(nil),           // 12: nestbox.host.v1.ListRequest
-	(*ListResponse)(nil),          // 13: nestbox.host.v1.ListResponse
-	(*SetNetworkRequest)(nil),     // 14: nestbox.host.v1.SetNetworkRequest
-	(*SetNetworkResponse)(nil),    // 15: nestbox.host.v1.SetNetworkResponse
-	(*NetworkRequest)(nil),        // 16: nestbox.host.v1.NetworkRequest
-	(*NetworkResponse)(nil),       // 17: nestbox.host.v1.NetworkResponse
-	(*NetworkFlow)(nil),           // 18: nestbox.host.v1.NetworkFlow
-	(*WatchDeathsRequest)(nil),    // 19: nestbox.host.v1.WatchDeathsRequest
-	(*WatchDeathsResponse)(nil),   // 20: nestbox.host.v1.WatchDeathsResponse
-	nil,                           // 21: nestbox.host.v1.CapsuleSpec.MetadataEntry
-	nil,                           // 22: nestbox.host.v1.CapsuleSpec.EnvEntry
-	(*timestamppb.Timestamp)(nil), // 23: google.protobuf.Timestamp
+	(*ImageDefaults)(nil),         // 4: nestbox.host.v1.ImageDefaults
+	(*NetworkPolicy)(nil),         // 5: nestbox.host.v1.NetworkPolicy
+	(*Status)(nil),                // 6: nestbox.host.v1.Status
+	(*CreateRequest)(nil),         // 7: nestbox.host.v1.CreateRequest
+	(*CreateResponse)(nil),        // 8: nestbox.host.v1.CreateResponse
+	(*DestroyRequest)(nil),        // 9: nestbox.host.v1.DestroyRequest
+	(*DestroyResponse)(nil),       // 10: nestbox.host.v1.DestroyResponse
+	(*GetRequest)(nil),            // 11: nestbox.host.v1.GetRequest
+	(*GetResponse)(nil),           // 12: nestbox.host.v1.GetResponse
+	(*ListRequest)(nil),           // 13: nestbox.host.v1.ListRequest
+	(*ListResponse)(nil),          // 14: nestbox.host.v1.ListResponse
+	(*SetNetworkRequest)(nil),     // 15: nestbox.host.v1.SetNetworkRequest
+	(*SetNetworkResponse)(nil),    // 16: nestbox.host.v1.SetNetworkResponse
+	(*NetworkRequest)(nil),        // 17: nestbox.host.v1.NetworkRequest
+	(*NetworkResponse)(nil),       // 18: nestbox.host.v1.NetworkResponse
+	(*NetworkFlow)(nil),           // 19: nestbox.host.v1.NetworkFlow
+	(*WatchDeathsRequest)(nil),    // 20: nestbox.host.v1.WatchDeathsRequest
+	(*WatchDeathsResponse)(nil),   // 21: nestbox.host.v1.WatchDeathsResponse
+	nil,                           // 22: nestbox.host.v1.CapsuleSpec.MetadataEntry
+	nil,                           // 23: nestbox.host.v1.CapsuleSpec.EnvEntry
+	nil,                           // 24: nestbox.host.v1.ImageDefaults.EnvEntry
+	nil,                           // 25: nestbox.host.v1.ImageDefaults.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 26: google.protobuf.Timestamp
 }
 var file_nestbox_host_v1_host_proto_depIdxs = []int32{
-	23, // 0: nestbox.host.v1.InfoResponse.started_at:type_name -> google.protobuf.Timestamp
+	26, // 0: nestbox.host.v1.InfoResponse.started_at:type_name -> google.protobuf.Timestamp
 	2,  // 1: nestbox.host.v1.CapsuleSpec.resources:type_name -> nestbox.host.v1.Resources
-	21, // 2: nestbox.host.v1.CapsuleSpec.metadata:type_name -> nestbox.host.v1.CapsuleSpec.MetadataEntry
-	4,  // 3: nestbox.host.v1.CapsuleSpec.network:type_name -> nestbox.host.v1.NetworkPolicy
-	22, // 4: nestbox.host.v1.CapsuleSpec.env:type_name -> nestbox.host.v1.CapsuleSpec.EnvEntry
-	23, // 5: nestbox.host.v1.Status.created_at:type_name -> google.protobuf.Timestamp
-	23, // 6: nestbox.host.v1.Status.unresponsive_since:type_name -> google.protobuf.Timestamp
-	3,  // 7: nestbox.host.v1.CreateRequest.spec:type_name -> nestbox.host.v1.CapsuleSpec
-	5,  // 8: nestbox.host.v1.CreateResponse.status:type_name -> nestbox.host.v1.Status
-	5,  // 9: nestbox.host.v1.GetResponse.status:type_name -> nestbox.host.v1.Status
-	5,  // 10: nestbox.host.v1.ListResponse.statuses:type_name -> nestbox.host.v1.Status
-	4,  // 11: nestbox.host.v1.SetNetworkRequest.policy:type_name -> nestbox.host.v1.NetworkPolicy
-	4,  // 12: nestbox.host.v1.NetworkResponse.policy:type_name -> nestbox.host.v1.NetworkPolicy
-	18, // 13: nestbox.host.v1.NetworkResponse.recent:type_name -> nestbox.host.v1.NetworkFlow
-	23, // 14: nestbox.host.v1.NetworkFlow.at:type_name -> google.protobuf.Timestamp
-	5,  // 15: nestbox.host.v1.WatchDeathsResponse.status:type_name -> nestbox.host.v1.Status
-	0,  // 16: nestbox.host.v1.HostService.Info:input_type -> nestbox.host.v1.InfoRequest
-	6,  // 17: nestbox.host.v1.HostService.Create:input_type -> nestbox.host.v1.CreateRequest
-	8,  // 18: nestbox.host.v1.HostService.Destroy:input_type -> nestbox.host.v1.DestroyRequest
-	10, // 19: nestbox.host.v1.HostService.Get:input_type -> nestbox.host.v1.GetRequest
-	12, // 20: nestbox.host.v1.HostService.List:input_type -> nestbox.host.v1.ListRequest
-	14, // 21: nestbox.host.v1.HostService.SetNetwork:input_type -> nestbox.host.v1.SetNetworkRequest
-	16, // 22: nestbox.host.v1.HostService.Network:input_type -> nestbox.host.v1.NetworkRequest
-	19, // 23: nestbox.host.v1.HostService.WatchDeaths:input_type -> nestbox.host.v1.WatchDeathsRequest
-	1,  // 24: nestbox.host.v1.HostService.Info:output_type -> nestbox.host.v1.InfoResponse
-	7,  // 25: nestbox.host.v1.HostService.Create:output_type -> nestbox.host.v1.CreateResponse
-	9,  // 26: nestbox.host.v1.HostService.Destroy:output_type -> nestbox.host.v1.DestroyResponse
-	11, // 27: nestbox.host.v1.HostService.Get:output_type -> nestbox.host.v1.GetResponse
-	13, // 28: nestbox.host.v1.HostService.List:output_type -> nestbox.host.v1.ListResponse
-	15, // 29: nestbox.host.v1.HostService.SetNetwork:output_type -> nestbox.host.v1.SetNetworkResponse
-	17, // 30: nestbox.host.v1.HostService.Network:output_type -> nestbox.host.v1.NetworkResponse
-	20, // 31: nestbox.host.v1.HostService.WatchDeaths:output_type -> nestbox.host.v1.WatchDeathsResponse
-	24, // [24:32] is the sub-list for method output_type
-	16, // [16:24] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	22, // 2: nestbox.host.v1.CapsuleSpec.metadata:type_name -> nestbox.host.v1.CapsuleSpec.MetadataEntry
+	5,  // 3: nestbox.host.v1.CapsuleSpec.network:type_name -> nestbox.host.v1.NetworkPolicy
+	23, // 4: nestbox.host.v1.CapsuleSpec.env:type_name -> nestbox.host.v1.CapsuleSpec.EnvEntry
+	4,  // 5: nestbox.host.v1.CapsuleSpec.defaults:type_name -> nestbox.host.v1.ImageDefaults
+	24, // 6: nestbox.host.v1.ImageDefaults.env:type_name -> nestbox.host.v1.ImageDefaults.EnvEntry
+	25, // 7: nestbox.host.v1.ImageDefaults.labels:type_name -> nestbox.host.v1.ImageDefaults.LabelsEntry
+	26, // 8: nestbox.host.v1.Status.created_at:type_name -> google.protobuf.Timestamp
+	26, // 9: nestbox.host.v1.Status.unresponsive_since:type_name -> google.protobuf.Timestamp
+	3,  // 10: nestbox.host.v1.CreateRequest.spec:type_name -> nestbox.host.v1.CapsuleSpec
+	6,  // 11: nestbox.host.v1.CreateResponse.status:type_name -> nestbox.host.v1.Status
+	6,  // 12: nestbox.host.v1.GetResponse.status:type_name -> nestbox.host.v1.Status
+	6,  // 13: nestbox.host.v1.ListResponse.statuses:type_name -> nestbox.host.v1.Status
+	5,  // 14: nestbox.host.v1.SetNetworkRequest.policy:type_name -> nestbox.host.v1.NetworkPolicy
+	5,  // 15: nestbox.host.v1.NetworkResponse.policy:type_name -> nestbox.host.v1.NetworkPolicy
+	19, // 16: nestbox.host.v1.NetworkResponse.recent:type_name -> nestbox.host.v1.NetworkFlow
+	26, // 17: nestbox.host.v1.NetworkFlow.at:type_name -> google.protobuf.Timestamp
+	6,  // 18: nestbox.host.v1.WatchDeathsResponse.status:type_name -> nestbox.host.v1.Status
+	0,  // 19: nestbox.host.v1.HostService.Info:input_type -> nestbox.host.v1.InfoRequest
+	7,  // 20: nestbox.host.v1.HostService.Create:input_type -> nestbox.host.v1.CreateRequest
+	9,  // 21: nestbox.host.v1.HostService.Destroy:input_type -> nestbox.host.v1.DestroyRequest
+	11, // 22: nestbox.host.v1.HostService.Get:input_type -> nestbox.host.v1.GetRequest
+	13, // 23: nestbox.host.v1.HostService.List:input_type -> nestbox.host.v1.ListRequest
+	15, // 24: nestbox.host.v1.HostService.SetNetwork:input_type -> nestbox.host.v1.SetNetworkRequest
+	17, // 25: nestbox.host.v1.HostService.Network:input_type -> nestbox.host.v1.NetworkRequest
+	20, // 26: nestbox.host.v1.HostService.WatchDeaths:input_type -> nestbox.host.v1.WatchDeathsRequest
+	1,  // 27: nestbox.host.v1.HostService.Info:output_type -> nestbox.host.v1.InfoResponse
+	8,  // 28: nestbox.host.v1.HostService.Create:output_type -> nestbox.host.v1.CreateResponse
+	10, // 29: nestbox.host.v1.HostService.Destroy:output_type -> nestbox.host.v1.DestroyResponse
+	12, // 30: nestbox.host.v1.HostService.Get:output_type -> nestbox.host.v1.GetResponse
+	14, // 31: nestbox.host.v1.HostService.List:output_type -> nestbox.host.v1.ListResponse
+	16, // 32: nestbox.host.v1.HostService.SetNetwork:output_type -> nestbox.host.v1.SetNetworkResponse
+	18, // 33: nestbox.host.v1.HostService.Network:output_type -> nestbox.host.v1.NetworkResponse
+	21, // 34: nestbox.host.v1.HostService.WatchDeaths:output_type -> nestbox.host.v1.WatchDeathsResponse
+	27, // [27:35] is the sub-list for method output_type
+	19, // [19:27] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_nestbox_host_v1_host_proto_init() }
@@ -1444,7 +1568,7 @@ func file_nestbox_host_v1_host_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_nestbox_host_v1_host_proto_rawDesc), len(file_nestbox_host_v1_host_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   23,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

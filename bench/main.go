@@ -55,6 +55,9 @@ type row struct {
 }
 
 func run(ctx context.Context, args []string) (err error) {
+	if len(args) == 3 && args[0] == imageImport {
+		return importHere(ctx, args[1], args[2])
+	}
 	b := &bench{}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.StringVar(&b.nestbox, "nestbox", "bin/nestbox", "the nestbox binary")
@@ -97,6 +100,7 @@ func run(ctx context.Context, args []string) (err error) {
 		{"terminal", (*bench).echo},
 		{"egress", (*bench).egress},
 		{"saturated", (*bench).saturated},
+		{"import", (*bench).importImage},
 	} {
 		if !strings.Contains(m.name, b.only) {
 			continue

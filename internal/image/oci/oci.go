@@ -124,6 +124,9 @@ const maxArchive = 128 << 30
 func (l layer) unpack(ctx context.Context, from io.Reader, to *os.File, tell func(int64)) (int64, error) {
 	counted := &counter{ctx: ctx, from: from, tell: tell}
 	plain, err := decompress(counted)
+	if ctx.Err() != nil {
+		return 0, nestbox.Errorf(nestbox.CodeCanceled, "layer %s: %w", l.name, ctx.Err())
+	}
 	if err != nil {
 		return 0, nestbox.Errorf(nestbox.CodeInvalid, "layer %s: %w", l.name, err)
 	}

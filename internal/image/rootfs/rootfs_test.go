@@ -213,6 +213,34 @@ func TestHardLinks(t *testing.T) {
 	})
 }
 
+// TestFilesHaveTheirOwnBlocks: else gVisor cannot map them into memory.
+func TestFilesHaveTheirOwnBlocks(t *testing.T) {
+	t.Parallel()
+	var items []item
+	want := map[string]string{}
+	for i := range 3000 {
+		name, text := fmt.Sprintf("d%d/f%d", i%7, i), strings.Repeat(fmt.Sprint(i), i%1500)
+		items = append(items, file(name, text))
+		want[name] = text
+	}
+	tree := New(1 << 30)
+	require.NoError(t, tree.Add(t.Context(), layer(pack(t, items...), Plain)))
+	out := write(t, tree)
+	info, err := out.Stat()
+	require.NoError(t, err)
+	require.Zero(t, info.Size()%4096)
+	fsys, err := erofs.Open(out)
+	require.NoError(t, err)
+	for name, text := range want {
+		data, err := fs.ReadFile(fsys, name)
+		require.NoError(t, err)
+		require.Equal(t, text, string(data), name)
+		stat, err := fs.Stat(fsys, name)
+		require.NoError(t, err)
+		require.EqualValues(t, layoutPlain, stat.Sys().(*erofs.Stat).InodeLayout, name)
+	}
+}
+
 func sum(t *testing.T, f *os.File) string {
 	t.Helper()
 	h := sha256.New()

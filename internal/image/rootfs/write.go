@@ -110,7 +110,7 @@ func (t *Tree) WriteEROFS(ctx context.Context, out *os.File, scratch string) err
 	if err := w.Close(); err != nil {
 		return fmt.Errorf("write the image: %w", err)
 	}
-	return makeLinks(out, links)
+	return finish(out, links)
 }
 
 // gate is what go-erofs writes to, until there is an error.
@@ -152,7 +152,7 @@ func (t *Tree) writeAll(ctx context.Context, w *erofs.Writer) ([]link, error) {
 	return links, nil
 }
 
-// place makes an empty file, for a name that makeLinks gives another file.
+// place makes an empty file, for a name that finish gives another file.
 func place(w *erofs.Writer, p string) error {
 	f, err := w.Create(p)
 	if err != nil {

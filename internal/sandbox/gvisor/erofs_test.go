@@ -155,6 +155,10 @@ func TestEROFS(t *testing.T) {
 		_, err := c.try(t, "setpriv --reuid=1000 --regid=1000 --clear-groups chown 0 /srv/x")
 		require.Error(t, err, "without the capability")
 	})
+	t.Run("small files can be mapped", func(t *testing.T) {
+		// As the C library does with those of a locale.
+		require.Equal(t, "owned", c.sh(t, "[ -s /usr/lib/locale/C.utf8/LC_MEASUREMENT ] && LC_ALL=C.UTF-8 find /srv -name owned -printf %f 2>&1"))
+	})
 	t.Run("what one writes the other does not see", func(t *testing.T) {
 		c.sh(t, "echo mine > /srv/owned && rm /usr/bin/env && mkdir /usr/mine && echo x > /etc/hosts.new && mv /etc/hosts.new /etc/hosts")
 		require.Equal(t, "owned", other.sh(t, "cat /srv/owned"))

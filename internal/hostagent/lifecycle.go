@@ -115,6 +115,11 @@ func (m *Manager) envdEnv(rec record) map[string]string {
 const (
 	firstPing = 2 * time.Millisecond
 	lastPing  = 100 * time.Millisecond
+
+	// firstAnswer is how long the first answer may take, and twice as long after each that
+	// did not come: the first packet to a network that just starts may be lost, and TCP
+	// sends it again after a second only.
+	firstAnswer = 50 * time.Millisecond
 )
 
 // awaitEnvd returns when envd answers, the sandbox ends, or the time is up.
@@ -123,11 +128,17 @@ func (m *Manager) awaitEnvd(ctx context.Context, b *access) error {
 	defer cancel()
 	pauses := backoff.NewExponentialBackOff()
 	pauses.InitialInterval, pauses.MaxInterval, pauses.Multiplier = firstPing, lastPing, 1.2
-	for {
-		_, err := b.guest.Ping(ctx)
+	for answer := firstAnswer; ; {
+		pinging, done := context.WithTimeout(ctx, answer)
+		_, err := b.guest.Ping(pinging)
 		if err == nil {
+			done()
 			return nil
 		}
+		if pinging.Err() != nil {
+			answer = min(2*answer, m.cfg.ReadyIn)
+		}
+		done()
 		select {
 		case <-b.sandbox.Done():
 			return nestbox.Errorf(nestbox.CodeGuest, "the capsule ended while it started: %s", b.sandbox.Reason())

@@ -42,7 +42,7 @@ func symlink(name, target string) item {
 	return item{Header: tar.Header{Name: name, Typeflag: tar.TypeSymlink, Linkname: target, Mode: 0o777}}
 }
 
-func pack(t *testing.T, items ...item) []byte {
+func pack(t testing.TB, items ...item) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)

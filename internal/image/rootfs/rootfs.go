@@ -141,10 +141,7 @@ func (t *Tree) dir(parts []string) (*node, error) {
 			if links++; links > maxLinks {
 				return nil, nestbox.Errorf(nestbox.CodeInvalid, "there are too many symbolic links on the way")
 			}
-			if strings.HasPrefix(next.target, "/") {
-				at = t.root
-			}
-			parts = append(linkParts(next.target), parts...)
+			at, parts = t.through(next, parts)
 			continue
 		case !next.isDir():
 			return nil, nestbox.Errorf(nestbox.CodeInvalid, "%s is not a directory", next.path())
@@ -153,6 +150,15 @@ func (t *Tree) dir(parts []string) (*node, error) {
 		at = next
 	}
 	return at, nil
+}
+
+// through returns from where to go on behind a symbolic link, and by which names.
+func (t *Tree) through(link *node, rest []string) (*node, []string) {
+	from := link.parent
+	if strings.HasPrefix(link.target, "/") {
+		from = t.root
+	}
+	return from, append(linkParts(link.target), rest...)
 }
 
 func linkParts(target string) []string {
@@ -184,10 +190,7 @@ func (t *Tree) find(parts []string) *node {
 			if links++; links > maxLinks {
 				return nil
 			}
-			if strings.HasPrefix(next.target, "/") {
-				at = t.root
-			}
-			parts = append(linkParts(next.target), parts...)
+			at, parts = t.through(next, parts)
 			continue
 		}
 		at = next

@@ -220,10 +220,14 @@ func permissions(mode uint32) os.FileMode {
 }
 
 // WriteUpper writes a tar archive of what has extended attributes, with the directories
-// above, for the layer over the EROFS file, and returns how many there are.
+// above, for the layer over the EROFS file, and returns how many have some. It writes
+// nothing if none has.
 func (t *Tree) WriteUpper(ctx context.Context, out io.Writer) (int, error) {
 	above := map[*node]bool{}
 	count := 0
+	if len(t.root.xattrs) > 0 {
+		count++
+	}
 	_ = t.each(ctx, func(_ string, n *node, _ string) error {
 		if len(n.xattrs) == 0 {
 			return nil
@@ -236,7 +240,7 @@ func (t *Tree) WriteUpper(ctx context.Context, out io.Writer) (int, error) {
 			}
 		}
 	})
-	if count == 0 && len(t.root.xattrs) == 0 {
+	if count == 0 {
 		return 0, nil
 	}
 	w := tar.NewWriter(out)

@@ -10,14 +10,12 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/nestbox/nestbox/internal/image"
 	"github.com/nestbox/nestbox/internal/image/rootfs"
-	"github.com/nestbox/nestbox/internal/sandbox/sandboxtest"
 )
 
 // packages of this machine are in the image of the tests.
@@ -119,15 +117,7 @@ func debianRoot(t *testing.T) image.Root {
 
 func TestSuiteOnEROFS(t *testing.T) {
 	t.Parallel()
-	sandboxtest.Run(t, sandboxtest.Suite{
-		Dir:  newDir,
-		Open: open,
-		Root: debianRoot(t),
-		Crash: func(t *testing.T, dir, id string) {
-			require.NoError(t, syscall.Kill(sentryPID(t, dir, id), syscall.SIGKILL))
-		},
-		Traces: traces,
-	})
+	runSuite(t, debianRoot(t))
 }
 
 func TestEROFS(t *testing.T) {

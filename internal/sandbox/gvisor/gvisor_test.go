@@ -86,10 +86,15 @@ func minimalRoot(t *testing.T) image.Root {
 
 func TestSuite(t *testing.T) {
 	t.Parallel()
+	runSuite(t, minimalRoot(t))
+}
+
+func runSuite(t *testing.T, root image.Root) {
+	t.Helper()
 	sandboxtest.Run(t, sandboxtest.Suite{
 		Dir:  newDir,
 		Open: open,
-		Root: minimalRoot(t),
+		Root: root,
 		Crash: func(t *testing.T, dir, id string) {
 			require.NoError(t, syscall.Kill(sentryPID(t, dir, id), syscall.SIGKILL))
 		},
